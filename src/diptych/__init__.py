@@ -1,0 +1,1 @@
+"""CLIP as a whole system: two towers, one embedding space."""

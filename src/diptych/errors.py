@@ -1,0 +1,81 @@
+"""The exception tree: every error a user can cause, with a stable code and the fix in its text.
+
+    DiptychError (ValueError)
+    |-- ConfigError           a config, an option or a combination of them that cannot be
+    |-- ModelNotFoundError    no such model, tag or file
+    |-- CheckpointError       a file that is not the checkpoint it claims to be
+    |   `-- UnsafeFileError   a file that would have to run code to be read
+    |-- ImageError            one image that cannot be read, or would cost too much to read
+    |-- TextError             one text that cannot be tokenised
+    |   `-- TextTooLongError  more tokens than the context holds, under `truncate="error"`
+    `-- MissingExtraError     an optional package is needed
+
+A message says what, where, what was found, and what to type.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DiptychError",
+    "ImageError",
+    "MissingExtraError",
+    "ModelNotFoundError",
+    "TextError",
+    "TextTooLongError",
+    "UnsafeFileError",
+    "nearest",
+]
+
+
+class DiptychError(ValueError):
+    """Base of all errors for users. `code` is stable: programs may compare it."""
+
+    code = "error"
+
+
+class ConfigError(DiptychError):
+    code = "config"
+
+
+class ModelNotFoundError(DiptychError):
+    code = "model_not_found"
+
+
+class CheckpointError(DiptychError):
+    code = "checkpoint"
+
+
+class UnsafeFileError(CheckpointError):
+    code = "unsafe_file"
+
+
+class ImageError(DiptychError):
+    code = "image"
+
+
+class TextError(DiptychError):
+    code = "text"
+
+
+class TextTooLongError(TextError):
+    code = "text_too_long"
+
+
+class MissingExtraError(DiptychError):
+    """An optional package is missing; the text ends with the command that installs it."""
+
+    code = "missing_extra"
+
+    def __init__(self, package: str, *, extra: str, needed_for: str):
+        super().__init__(
+            f"{needed_for} needs the package {package!r}. Type: pip install 'diptych[{extra}]'"
+        )
+
+
+def nearest(name: str, names: Iterable[str], *, n: int = 3) -> str:
+    """The `n` names most like `name`, as a phrase for an error: "Nearest: a, b, c.", or ""."""
+    found = difflib.get_close_matches(name, list(names), n=n, cutoff=0.0)
+    return f"Nearest: {', '.join(found)}." if found else ""
