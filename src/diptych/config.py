@@ -250,7 +250,12 @@ def from_dict(data: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     if unknown := sorted(data.keys() - hints.keys() - {"type"}):
         raise ConfigError(f"{name}: unknown key {unknown[0]!r}. {nearest(unknown[0], hints)}")
-    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    no_default = dataclasses.MISSING
+    required = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is no_default and f.default_factory is no_default
+    }
     if missing := sorted(required - data.keys()):
         raise ConfigError(f"{name}: missing key {missing[0]!r}")
     given = {k: _value(f"{name}.{k}", hints[k], v) for k, v in data.items() if k != "type"}
@@ -262,6 +267,8 @@ def _value(where: str, hint: Any, value: Any) -> Any:
     args, origin = typing.get_args(hint), typing.get_origin(hint)
     if hint is Any:
         return from_dict(value)
+    if dataclasses.is_dataclass(hint):
+        value = from_dict(value)  # the class is compared below
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}")

@@ -1,0 +1,165 @@
+"""Pixels against open_clip (torchvision) and transformers: not one bit may differ."""
+
+import sys
+import warnings
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "preprocess"))
+_stub = torch.library.Library("torchvision", "DEF")  # without it torchvision needs its CUDA build
+for _op in ("nms", "qnms"):
+    _stub.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from awkward_files import awkward, picture  # noqa: E402
+from report import record  # noqa: E402
+
+from diptych.config import PreprocessConfig  # noqa: E402
+from diptych.preprocess import Preprocess, open_image, patchify, tensor_preprocess  # noqa: E402
+
+CASES = [(r, i) for r in ("shortest", "squash", "longest") for i in ("bicubic", "bilinear")]
+
+
+def sizes(count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Widths and heights: below, at and above the crop, odd margins, long strips."""
+    random = np.random.default_rng(seed)
+    edge = [(1, 1), (1, 7), (64, 64), (64, 65), (65, 64), (63, 64), (200, 64), (64, 201), (9, 300)]
+    return edge + [tuple(map(int, random.integers(1, 400, 2))) for _ in range(count - len(edge))]
+
+
+@cache
+def photos() -> list[Image.Image]:
+    modes = ("RGB", "RGB", "RGB", "L", "RGBA", "LA", "P", "CMYK", "1")
+    return [
+        Image.fromarray(picture(w, h, seed=i)).convert(modes[i % len(modes)])
+        for i, (w, h) in enumerate(sizes(200))
+    ]
+
+
+def shapes_of(resize: str) -> list[Image.Image]:
+    """For "longest" open_clip computes a side of 0 for strips, and Pillow raises."""
+    return [p for p in photos() if resize != "longest" or max(p.size) < 60 * min(p.size)]
+
+
+@cache
+def files() -> dict[str, Image.Image]:
+    return {name: open_image(data, name=name) for name, data in awkward().items()}
+
+
+def worst(ours: Preprocess, peer, images) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return max(float((ours(image) - peer(image)).abs().max()) for image in images)
+
+
+def open_clip(config: PreprocessConfig):
+    from open_clip.transform import image_transform
+
+    square = config.size[0] == config.size[1]
+    return image_transform(
+        config.size[0] if square else config.size,
+        is_train=False,
+        mean=config.mean,
+        std=config.std,
+        resize_mode=config.resize,
+        interpolation=config.interpolation,
+        fill_color=config.pad,
+    )
+
+
+@pytest.mark.parametrize(("resize", "interpolation"), CASES)
+@pytest.mark.parametrize("images", ["200 sizes", "awkward files"])
+def test_open_clip_bits(resize, interpolation, images):
+    config = PreprocessConfig(size=(64, 64), resize=resize, interpolation=interpolation, pad=7)
+    given = shapes_of(resize) if images == "200 sizes" else files().values()
+    found = worst(Preprocess(config, "original"), open_clip(config), given)
+    record("pixels", f"{resize} {interpolation}, {images}", found, 0.0, "open_clip")
+    assert found == 0
+
+
+@pytest.mark.parametrize("size", [(48, 80), (81, 47)])
+@pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
+def test_open_clip_bits_of_sizes_that_are_not_square(resize, size):
+    config = PreprocessConfig(size=size, resize=resize)
+    found = worst(Preprocess(config, "original"), open_clip(config), shapes_of(resize))
+    record("pixels", f"{resize} {size[0]}x{size[1]}", found, 0.0, "open_clip")
+    assert found == 0
+
+
+@pytest.mark.parametrize("size", [224, 384])
+def test_right_is_open_clip_for_plain_files(size):
+    config = PreprocessConfig(size=(size, size))
+    plain = [photo for photo in photos()[:120] if photo.mode in ("RGB", "L")]
+    found = worst(Preprocess(config, "right"), open_clip(config), plain)
+    record("pixels", f"mode=right, plain files at {size}", found, 0.0, "open_clip")
+    assert found == 0
+
+
+def hugging_face(config: PreprocessConfig):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    height, width = config.size
+    common = {
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+        "resample": {"bicubic": 3, "bilinear": 2}[config.interpolation],
+    }
+    if config.resize == "squash":
+        peer = SiglipImageProcessorPil(size={"height": height, "width": width}, **common)
+    else:
+        short = {"shortest_edge": config.short or height}
+        crop = {"height": height, "width": width}
+        peer = CLIPImageProcessorPil(size=short, crop_size=crop, **common)
+    return lambda image: torch.from_numpy(peer(image)["pixel_values"][0])
+
+
+HF = PreprocessConfig(size=(64, 64), rgb="before", crop="floor")
+
+
+@pytest.mark.parametrize("images", ["200 sizes", "awkward files"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        HF,
+        replace(HF, interpolation="bilinear"),
+        replace(HF, resize="squash"),
+        replace(HF, resize="squash", interpolation="bilinear"),
+        replace(HF, short=75),
+        replace(HF, short=64, size=(48, 61)),
+    ],
+    ids=["clip", "clip-bilinear", "siglip", "siglip-bilinear", "short-75", "not-square"],
+)
+def test_transformers_bits(config, images):
+    given = photos() if images == "200 sizes" else files().values()
+    found = worst(Preprocess(config, "original"), hugging_face(config), given)
+    what = f"{config.resize} {config.interpolation} {config.size} {config.short}, {images}"
+    record("pixels", what, found, 0.0, "transformers (PIL)")
+    assert found == 0
+
+
+def test_patches_of_siglip2():
+    from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
+
+    image = torch.from_numpy(picture(48, 80)).permute(2, 0, 1).float()
+    ours, grid = patchify(image, 16)
+    assert np.array_equal(ours, convert_image_to_patches(image.numpy(), 16))
+    assert grid.tolist() == [5, 3]
+
+
+def test_tensor_backend_against_open_clip():
+    config = PreprocessConfig(size=(224, 224))
+    peer, levels = open_clip(config), 0.0
+    for seed, (width, height) in enumerate(sizes(69, seed=3)[9:]):
+        array = picture(width + 100, height + 100, seed=seed)
+        batch = torch.from_numpy(array).permute(2, 0, 1)[None]
+        off = (tensor_preprocess(batch, config)[0] - peer(Image.fromarray(array))).abs()
+        std = torch.tensor(config.std).view(3, 1, 1)
+        levels = max(levels, float((off * std).max()) * 255)
+    record("pixels", "tensor backend, 60 noisy pictures, levels of 255", levels, 12.0, "open_clip")
+    assert levels <= 12
