@@ -149,12 +149,13 @@ class _StatisticsKept:
 
     def __init__(self, stage: nn.Module):
         kinds = nn.BatchNorm2d | nn.SyncBatchNorm
-        self.norms = [m for m in stage.modules() if isinstance(m, kinds)]
+        norms = [m for m in stage.modules() if isinstance(m, kinds)]
+        self.norms = [(m, m.momentum, m.num_batches_tracked) for m in norms]
 
     def __enter__(self):
-        for norm in self.norms:
-            norm.track_running_stats = False
+        for norm, _, _ in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
 
     def __exit__(self, *_):
-        for norm in self.norms:
-            norm.track_running_stats = True
+        for norm, momentum, num_batches in self.norms:
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches

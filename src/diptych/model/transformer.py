@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,10 +24,16 @@ if TYPE_CHECKING:
 
     Mask = Bool[Tensor, "n 1 s s"] | Bool[Tensor, "n 1 1 s"] | None
 
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick_gelu": quick_gelu,
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
 
 
@@ -158,7 +165,7 @@ def run_blocks(
         raise IndexError(f"layers {wanted}: blocks are 1 to {depth}, or -1 to {-depth}; 0 is input")
     at = {i: i if i >= 0 else depth + 1 + i for i in wanted}  # -1 -> depth
     states, maps = {0: x}, {}
-    for i, block in zip(range(1, max(at.values(), default=0) + 1), blocks, strict=False):
+    for i, block in zip(range(1, max([0, *at.values()]) + 1), blocks, strict=False):
         if i in [at[j] for j in attention]:
             maps[i] = block.weights(x, mask)  # pyrefly: ignore[not-callable] (a ModuleList)
         if checkpointing and torch.is_grad_enabled():

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 
@@ -61,6 +61,10 @@ def families() -> dict[type, Family]:
     return {register(family.config): family for family in found}
 
 
+@overload
+def build(cfg: CLIPConfig) -> CLIP: ...
+@overload
+def build(cfg: Any, embed_dim: int | None = None) -> nn.Module: ...
 def build(cfg: Any, embed_dim: int | None = None) -> nn.Module:
     """A `CLIP` for a `CLIPConfig`, else the tower of that config's class; original random weights.
 

@@ -46,6 +46,8 @@ def _vision(tower: VisionTransformer) -> None:
         nn.init.normal_(tower.class_embedding, std=0.0 if zeros else std)
     if isinstance(tower.proj, nn.Linear):
         nn.init.normal_(tower.proj.weight, std=std)
+    if tower.attn_pool is not None:
+        nn.init.normal_(tower.attn_pool.probe, std=std)  # big_vision: below
     match cfg.init:
         case "openai":
             bound = (6 / (4 * cfg.width)) ** 0.5  # Xavier over the fused [3d d] matrix
@@ -104,7 +106,8 @@ def _big_vision(tower: nn.Module) -> None:
                     nn.init.xavier_uniform_(linear.weight)
                     nn.init.normal_(linear.bias, std=1e-6)
             case AttentionPool():
-                nn.init.xavier_uniform_(part.probe)
+                bound = (6 / (1 + part.probe.shape[-1])) ** 0.5  # flax's fans of [1 1 d]: 1 and d
+                nn.init.uniform_(part.probe, -bound, bound)
 
 
 def _lecun(conv: nn.Conv2d) -> None:

@@ -1,0 +1,74 @@
+"""`diptych`: the table of verbs, loaded one at a time, and what every error looks like."""
+
+import importlib
+import sys
+
+import click
+
+from diptych.errors import DiptychError, nearest
+
+# verb: (where it lives, its line in the list of verbs)
+VERBS = {
+    "classify": ("diptych.cli.classify:classify", "Say which labels fit each image."),
+    "doctor": ("diptych.cli.doctor:doctor", "Show what this machine and installation have."),
+    "embed": ("diptych.cli.embed:embed", "Write the vectors of images or texts to a file."),
+    "models": ("diptych.cli.models:models", "List, show, check and convert models."),
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module when the verb is used; the list of verbs imports none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(VERBS)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args[0] not in VERBS:
+            raise click.UsageError(
+                f"no verb {printable(args[0])!r}. {nearest(args[0], VERBS)} Type: diptych --help"
+            )
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, VERBS[verb][1]) for verb in sorted(VERBS)])
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except DiptychError as error:
+            click.echo(f"Error: {printable(str(error))}", err=True)
+            ctx.exit(2)
+
+
+def printable(text: str) -> str:
+    """Text that any terminal takes: bytes of a file name that are not UTF-8 become \\udc..."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="diptych")
+def cli() -> None:
+    """Images and words in one space: CLIP as a whole system.
+
+    Exit codes: 0 all done, 1 some inputs failed, 2 wrong use or nothing done.
+    """
+
+
+def main() -> None:
+    """Entry point of the `diptych` command."""
+    try:
+        cli(prog_name="diptych")
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Where and how precisely a model runs: the two "auto" answers, and what this machine has."""
+
+from typing import Literal
+
+import torch
+
+from diptych.errors import ConfigError
+
+__all__ = ["Precision", "has_fast_bf16", "pick_device", "pick_precision"]
+
+Precision = Literal["fp32", "bf16"]
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """`device`, with "auto" answered: CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ConfigError: a device that torch does not know or does not have.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError without CUDA
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used here ({error}). Use 'auto' or 'cpu'."
+        ) from error
+    return picked
+
+
+def pick_precision(precision: str, device: torch.device) -> Precision:
+    """`precision`, with "auto" answered: bf16 on a CPU that multiplies it, fp32 everywhere else.
+
+    Raises:
+        ConfigError: neither "auto", "fp32" nor "bf16".
+    """
+    match precision:
+        case "auto":
+            return "bf16" if device.type == "cpu" and has_fast_bf16() else "fp32"
+        case "fp32" | "bf16":
+            return precision
+    raise ConfigError(f"precision must be 'auto', 'fp32' or 'bf16', got {precision!r}")

@@ -1,0 +1,114 @@
+"""Images from anywhere to prepared pixels: decoding threads beside the model, bounded memory.
+
+- At most a few batches of pixels exist at once, whatever the length of the input.
+- Order is kept, so rows and keys line up; an image that fails is named and the rest goes on.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image as PILImage
+from torch import Tensor
+
+from diptych.errors import ConfigError, ImageError
+
+__all__ = ["IMAGE_SUFFIXES", "Batch", "Decoded", "decode", "num_threads", "sources"]
+
+# files of a folder that are taken for images; a file that is given by name is always tried
+_SUFFIXES = "jpg jpeg jpe jfif mpo png apng webp gif bmp tif tiff avif"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+
+
+class Batch(NamedTuple):
+    """One step of `Encoder.stream`."""
+
+    keys: list[Any]  # of the rows of `vectors`: the path as text, or the position in the input
+    vectors: Any  # float32 [k, e], unit rows
+    errors: dict[Any, ImageError]  # by key, for inputs that came since the last batch
+
+
+class Decoded(NamedTuple):
+    key: Any
+    pixels: Tensor | None  # Float[3 H W]
+    error: ImageError | None
+
+
+def num_threads() -> int:
+    """Decoding threads: `DIPTYCH_THREADS`, else the processors this process may use.
+
+    Raises:
+        ConfigError: the variable is not a positive whole number.
+    """
+    text = os.environ.get("DIPTYCH_THREADS")
+    if text is None:
+        return len(os.sched_getaffinity(0)) if os.name == "posix" else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"DIPTYCH_THREADS must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def sources(images: Any) -> Iterator[tuple[Any, Any]]:
+    """(key, image) pairs of a folder (walked in sorted order), one image, or an iterable of them.
+
+    A path is its own key; anything else has its position as key.
+    """
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        yield from _walk(Path(images))
+        return
+    one_array = isinstance(images, np.ndarray) and images.ndim < 4
+    if one_array or isinstance(images, str | Path | bytes | PILImage.Image):
+        images = [images]
+    elif not isinstance(images, Iterable):
+        raise ImageError(
+            f"cannot take images from a {type(images).__name__}. Give a path, a Pillow image, a "
+            "uint8 array of [height, width, channels], or an iterable of them."
+        )
+    for i, image in enumerate(images):
+        yield (str(image) if isinstance(image, str | Path) else i), image
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                path = Path(root, name)
+                yield str(path), path
+
+
+def decode(
+    items: Iterable[tuple[Any, Any]],
+    prepare: Callable[..., Tensor],
+    *,
+    threads: int,
+    window: int,
+) -> Iterator[Decoded]:
+    """Run `prepare(image, name=...)` in `threads`, in order, at most `window` images ahead."""
+
+    def work(key: Any, image: Any) -> Decoded:
+        try:
+            name = None if isinstance(image, str | Path) else f"image {key}"
+            return Decoded(key, prepare(image, name=name), None)
+        except ImageError as error:
+            return Decoded(key, None, error)
+
+    items = iter(items)
+    with ThreadPoolExecutor(threads, thread_name_prefix="diptych-decode") as pool:
+        waiting: deque[Future[Decoded]] = deque(
+            pool.submit(work, *item) for item in islice(items, window)
+        )
+        try:
+            while waiting:
+                done = waiting.popleft().result()
+                for item in islice(items, 1):
+                    waiting.append(pool.submit(work, *item))
+                yield done
+        finally:  # the consumer stopped early: do not decode what nobody will see
+            for future in waiting:
+                future.cancel()

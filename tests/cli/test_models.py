@@ -1,0 +1,77 @@
+"""`diptych models`: list, show, check, convert."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import diptych
+
+
+def test_list_and_show(run):
+    ran = run("models", "list", "*/openai", "--json")
+    assert ran.code == 0
+    assert {r["name"] for r in ran.records} >= {"RN50/openai", "ViT-B-32/openai"}
+    assert "ViT-B-32/openai" in run("models", "list").out
+    ran = run("models", "show", "ViT-B-32/openai")
+    assert ran.code == 0
+    for text in ("151,277,313", "MIT", "quick_gelu", "40d365715913c9da98579312b702a82c"):
+        assert text in ran.out
+    assert run("models", "show", "ViT-B-32/openai", "--json").records[0]["embed_dim"] == 512
+
+
+def test_a_pattern_or_name_that_fits_nothing(run):
+    assert "no model fits" in run("models", "list", "zzz").err
+    ran = run("models", "show", "ViT-B32")
+    assert ran.code == 2
+    assert "Nearest: ViT-B-32/" in ran.err
+
+
+def test_check(run, model):
+    ran = run("models", "check", model)
+    assert ran.code == 0
+    assert diptych.load(model).fingerprint in ran.out
+    (record,) = run("models", "check", model, "--json").records
+    assert record["format"] == "diptych"
+    cosines = [float(v) for k, v in record.items() if "cosine" in k]
+    assert len(cosines) == 2
+    assert min(cosines) >= 0.999
+
+
+@pytest.mark.parametrize("layout", ["diptych", "open_clip", "hf"])
+def test_convert_keeps_every_bit(run, model, tmp_path, layout):
+    out = tmp_path / "out.safetensors" if layout == "diptych" else tmp_path / "out"
+    assert run("models", "convert", model, out, "--format", layout).code == 0
+    before, after = diptych.load(model), diptych.load(out)
+    for key, tensor in before.model.state_dict().items():
+        assert torch.equal(tensor, after.model.state_dict()[key]), key
+    a, b = (enc.encode_text("a cat") for enc in (before, after))
+    np.testing.assert_allclose(a, b, atol=1e-6)  # where weights lie in memory moves the last bit
+
+
+def test_what_a_layout_cannot_state_is_refused(run, model, tmp_path):
+    ran = run("models", "convert", model, tmp_path / "out.pt", "--format", "openai")
+    assert ran.code == 2
+    assert "gelu" in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_here_say_where_they_are(run, tmp_path, monkeypatch):
+    for name in ("DIPTYCH_CACHE", "HF_HUB_CACHE", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    ran = run("models", "check", "ViT-B-32/openai")
+    assert ran.code == 2
+    for text in ("openaipublic", str(tmp_path), "40d365715913c9da"):
+        assert text in ran.err
+
+
+def test_nan_weights_are_refused(run, model, tmp_path):
+    with safe_open(model, "pt") as file:
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["visual.proj.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "nan.safetensors", metadata)
+    ran = run("models", "check", tmp_path / "nan.safetensors")
+    assert ran.code == 2
+    assert "visual.proj.weight" in ran.err
