@@ -8,7 +8,6 @@ Nothing heavy is imported until one of these names is used.
 """
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("diptych")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)

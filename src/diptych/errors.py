@@ -13,7 +13,6 @@
 A message says what, where, what was found, and what to type.
 """
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -77,5 +76,7 @@ class MissingExtraError(DiptychError):
 
 def nearest(name: str, names: Iterable[str], *, n: int = 3) -> str:
     """The `n` names most like `name`, as a phrase for an error: "Nearest: a, b, c.", or ""."""
+    import difflib  # 10 ms that only an error pays
+
     found = difflib.get_close_matches(name, list(names), n=n, cutoff=0.0)
     return f"Nearest: {', '.join(found)}." if found else ""

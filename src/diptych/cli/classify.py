@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from diptych.cli.common import (
@@ -36,7 +38,7 @@ def classify(
     templates: str | None,
     top: int,
     as_json: bool,
-    **model: str,
+    **model: Any,
 ) -> None:
     """Say which labels fit each image, with probabilities.
 

@@ -17,6 +17,7 @@ from diptych.cli.main import printable
 
 if TYPE_CHECKING:
     from diptych.engine import Encoder
+    from diptych.preprocess.pipeline import Mode
 
 DEFAULT_MODEL = "mini"
 
@@ -59,7 +60,7 @@ def model_options(command: Callable) -> Callable:
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 
-def load_model(model: str, config: str | None, device: str, precision: str, mode: str) -> Encoder:
+def load_model(model: str, config: str | None, device: str, precision: str, mode: Mode) -> Encoder:
     """The encoder that the options of `model_options` ask for."""
     from diptych.engine import load
 

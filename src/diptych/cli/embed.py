@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,7 +42,7 @@ def embed(
     texts: str | None,
     text: tuple[str, ...],
     as_json: bool,
-    **model: str,
+    **model: Any,
 ) -> None:
     """Write the unit vectors of images, or of texts, to a file.
 

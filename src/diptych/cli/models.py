@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from diptych.cli.common import emit, json_option
+
+if TYPE_CHECKING:
+    from diptych.zoo import Format
 
 
 @click.group()
@@ -87,7 +90,7 @@ def check(model: str, config: str | None, as_json: bool) -> None:
     help="Whose layout to write.",
 )
 @click.option("--config", help="For a file of bare weights: the name of the model it belongs to.")
-def convert(model: str, out: Path, format_: str, config: str | None) -> None:
+def convert(model: str, out: Path, format_: Format, config: str | None) -> None:
     """Write MODEL (a name, file or folder) to OUT in another publisher's layout.
 
     \b
@@ -101,21 +104,25 @@ def convert(model: str, out: Path, format_: str, config: str | None) -> None:
 
 
 def _print(facts: dict[str, Any]) -> None:
+    """A line a fact; what is not known is left out."""
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        lines = (
-            value if isinstance(value, list) and value and isinstance(value[0], str) else [value]
-        )
-        for i, line in enumerate(lines):
-            click.echo(f"{name if i == 0 else '':<{width}}  {_text(line)}")
+        texts = isinstance(value, list) and value and isinstance(value[0], str)
+        for i, line in enumerate(value if texts else [value]):
+            if line not in (None, [], {}):
+                click.echo(f"{'' if i else name:<{width}}  {_text(line)}")
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        inner = ", ".join(f"{k}={_text(v)}" for k, v in value.items() if k != "type")
-        return f"{value['type']}({inner})" if "type" in value else inner
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return " x ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+    match value:
+        case {"type": kind, **fields}:
+            return f"{kind}({_text(fields)})"
+        case dict():
+            return ", ".join(f"{key}={_text(inner)}" for key, inner in value.items())
+        case list():
+            return " x ".join(map(str, value))
+        case bool():
+            return "yes" if value else "no"
+        case int() if value > 9999:
+            return f"{value:,}"
+    return str(value)

@@ -25,6 +25,7 @@ from diptych.engine.stream import Batch, decode, num_threads, sources
 from diptych.errors import ConfigError, ImageError, TextError
 from diptych.model import CLIP
 from diptych.preprocess import Preprocess, collate
+from diptych.preprocess.pipeline import Mode
 from diptych.tokenizer import Tokenizer
 from diptych.tokenizer import build as build_tokenizer
 
@@ -94,7 +95,7 @@ class Encoder:
         return self._tokenizer
 
     @property
-    def mode(self) -> Literal["right", "original"]:
+    def mode(self) -> Mode:
         """How files beyond plain 8-bit RGB and grey are read; see `Preprocess`."""
         return self.preprocess.mode
 
@@ -198,11 +199,13 @@ class Encoder:
             raise TextError(f"texts must be a text or a list of texts, not {type(texts).__name__}")
         vectors = torch.empty(len(texts), self.config.embed_dim, device=self.device)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            ids = self.tokenizer(texts[start : start + _TEXTS_AT_ONCE], truncate=truncate)
+            tokens = self.tokenizer.tokenize(
+                texts[start : start + _TEXTS_AT_ONCE], truncate=truncate
+            )
             # texts of like length run together, so that none is padded to the longest of all
-            order = torch.argsort((ids != self.tokenizer_config.pad_id).sum(1), stable=True)
+            order = torch.argsort(tokens.lengths, stable=True)
             for rows in order.split(2 * self.batch_size):
-                vectors[start + rows] = self.run_text(ids[rows])
+                vectors[start + rows] = self.run_text(tokens.ids[rows])
         return _output(vectors, out)
 
     def stream(self, images: Any, *, out: Literal["numpy", "torch"] = "numpy") -> Iterator[Batch]:

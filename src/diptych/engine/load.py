@@ -71,8 +71,7 @@ def encoder_of(
         CheckpointError: a weight that is not a number.
     """
     fingerprint = zoo.identify(checkpoint, mode)
-    with torch.device("meta"):
-        model = towers.build(checkpoint.config)
+    model = towers.outline(checkpoint.config)
     weights = {
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in checkpoint.state_dict.items()

@@ -10,7 +10,7 @@
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -190,6 +190,22 @@ def _blocks(tower, dtype: torch.dtype, *, pooled: bool) -> list[_Block]:
     ]
 
 
+class _AttentionPool:
+    """The probe's keys and values in `dtype`; what is one token long stays in fp32."""
+
+    def __init__(self, pool: AttentionPool, dtype: torch.dtype):
+        self.pool, self.dtype, attn = pool, dtype, pool.attn
+        self.kv = _Dense(attn.k_proj, attn.v_proj, dtype=dtype)
+        self.query = attn.q_proj(pool.probe).detach().to(dtype)  # 1 1 d
+
+    def __call__(self, x: Tensor) -> Tensor:
+        pool, attn = self.pool, self.pool.attn
+        k, v = self.kv(x.to(self.dtype))
+        x = _attend(self.query.expand(len(x), -1, -1), k, v, attn.heads)
+        x = attn.out_proj(x.float())[:, 0]
+        return x + pool.mlp(pool.ln(x))
+
+
 class _Vision:
     def __init__(self, tower: VisionTransformer, dtype: torch.dtype):
         self.tower, self.dtype, cfg = tower, dtype, tower.cfg
@@ -197,10 +213,8 @@ class _Vision:
         conv = tower.patch_embed
         self.patch_embed = _Dense((conv.weight.flatten(1), conv.bias), dtype=dtype)
         self.blocks = _blocks(tower, dtype, pooled=self.pooled)
-        if cfg.pool == "map":
-            head = tower.attn_pool
-            self.kv = _Dense(head.attn.k_proj, head.attn.v_proj, dtype=dtype)
-            self.query = head.attn.q_proj(head.probe)[0].detach().to(dtype)  # 1 d
+        if isinstance(tower.attn_pool, AttentionPool):
+            self.attn_pool = _AttentionPool(tower.attn_pool, dtype)
 
     def __call__(self, image: Tensor) -> Tensor:
         tower, cfg, p = self.tower, self.tower.cfg, self.tower.cfg.patch_size
@@ -226,11 +240,7 @@ class _Vision:
             case "mean":
                 x = tower.ln_post(x)[:, prefix:].mean(1)
             case "map":
-                head = tower.attn_pool
-                k, v = self.kv(tower.ln_post(x).to(self.dtype))
-                q = self.query.expand(n, 1, -1)
-                x = head.attn.out_proj(_attend(q, k, v, head.attn.heads).float())[:, 0]
-                x = x + head.mlp(head.ln(x))
+                x = self.attn_pool(tower.ln_post(x))
         return tower.project(x)
 
 
@@ -255,10 +265,11 @@ class _Conv:
     """A convolution with its batch norm folded in, channels last."""
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype):
-        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+        mean, variance = bn.get_buffer("running_mean"), bn.get_buffer("running_var")
+        scale = bn.weight / (variance + bn.eps).sqrt()
         weight = conv.weight * scale[:, None, None, None]
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
-        self.bias = (bn.bias - bn.running_mean * scale).to(dtype)
+        self.bias = (bn.bias - mean * scale).to(dtype)
         self.stride, self.padding = conv.stride, conv.padding
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -272,14 +283,11 @@ class _ResNet:
         self.tower, self.dtype = tower, dtype
         with torch.no_grad():
             self.stem = [_Conv(*pair, dtype) for pair in tower.stem_pairs()]
-            self.bottlenecks = [self._bottleneck(b) for b in self._all()]
+            bottlenecks = [b for b in tower.modules() if isinstance(b, Bottleneck)]  # in order
+            self.bottlenecks = [self._bottleneck(b) for b in bottlenecks]
         attn = tower.attn_pool.attn
         self.q = _Dense(attn.q_proj, dtype=dtype)
         self.kv = _Dense(attn.k_proj, attn.v_proj, dtype=dtype)
-
-    def _all(self) -> Iterator[Bottleneck]:
-        for stage in self.tower.blocks:
-            yield from stage
 
     def _bottleneck(self, b: Bottleneck):
         convs = [
@@ -288,6 +296,7 @@ class _ResNet:
         shortcut = None
         if b.downsample is not None:
             pool, conv, bn = b.downsample
+            assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
             shortcut = (pool, _Conv(conv, bn, self.dtype))
         return convs, b.avgpool, shortcut
 

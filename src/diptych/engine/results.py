@@ -5,6 +5,7 @@ import html
 import io
 from typing import Any
 
+import numpy as np
 from PIL import Image as PILImage
 
 from diptych.preprocess import open_image
@@ -44,7 +45,7 @@ def _bars(row: list[tuple[str, float]]) -> str:
 def _thumbnail(image: Any, side: int = 96) -> str:
     if isinstance(image, PILImage.Image):
         small = image.convert("RGB")
-    elif hasattr(image, "__array_interface__"):
+    elif isinstance(image, np.ndarray):
         small = PILImage.fromarray(image).convert("RGB")
     else:
         small = open_image(image).convert("RGB")

@@ -55,7 +55,7 @@ class Preprocess:
         if mode not in ("right", "original"):
             raise ConfigError(f"mode must be 'right' or 'original', got {mode!r}")
         self.config = config
-        self.mode = mode
+        self.mode: Mode = mode
         self.limits = limits
 
     def __repr__(self) -> str:

@@ -8,16 +8,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from types import FunctionType
 from typing import Any, overload
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from diptych.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig, register
 from diptych.errors import ConfigError
 from diptych.model import CLIP, ModifiedResNet, TextTransformer, VisionTransformer
 from diptych.towers.initialise import initialise_
 
-__all__ = ["Family", "build", "families"]
+__all__ = ["Family", "build", "families", "outline"]
 
 ENTRY_POINT_GROUP = "diptych.towers"
 
@@ -88,3 +91,19 @@ def build(cfg: Any, embed_dim: int | None = None) -> nn.Module:
     if embed_dim is None:
         raise ConfigError("a single tower needs embed_dim=")
     return family.build(cfg, embed_dim)
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: on the meta device it only imports the compiler, for 3 s."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if isinstance(func, FunctionType) and func.__module__ == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def outline(cfg: CLIPConfig) -> CLIP:
+    """The model on the meta device: every name and shape, no memory, no values."""
+    with torch.device("meta"), _NoInit():
+        return build(cfg)

@@ -46,7 +46,7 @@ def _vision(tower: VisionTransformer) -> None:
         nn.init.normal_(tower.class_embedding, std=0.0 if zeros else std)
     if isinstance(tower.proj, nn.Linear):
         nn.init.normal_(tower.proj.weight, std=std)
-    if tower.attn_pool is not None:
+    if isinstance(tower.attn_pool, AttentionPool):
         nn.init.normal_(tower.attn_pool.probe, std=std)  # big_vision: below
     match cfg.init:
         case "openai":
