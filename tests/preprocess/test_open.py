@@ -5,8 +5,10 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image, ImageFile
 from diptych.config import PreprocessConfig
 from diptych.errors import ImageError
 from diptych.preprocess import Limits, Preprocess, open_image
+from diptych.preprocess import open as opening
 from diptych.preprocess.open import quiet
 
 FILES = awkward()
@@ -218,3 +221,30 @@ def test_mutations():
         except ImageError as error:
             assert str(error).startswith("image: ")
     assert read > 200
+
+
+def test_big_images_take_turns_whatever_the_number_of_threads(monkeypatch):
+    """With 8 threads and photos of 64 megapixels, only two are decoded at once."""
+    monkeypatch.setattr(opening, "BIG", 1000)
+    now = most = 0
+    lock, load = threading.Lock(), opening.load
+
+    def counting(image, name):
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return load(image, name)
+
+    monkeypatch.setattr(opening, "load", counting)
+    data = encode(Image.new("RGB", (64, 64)), "PNG")
+    preprocess = Preprocess(PreprocessConfig(size=(32, 32)))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(preprocess, [data] * 16))
+    assert most == 2
+    for _ in range(3):  # a turn that ends in an error is given back
+        with pytest.raises(ImageError):
+            preprocess(data[:-30])
+    preprocess(data)

@@ -142,10 +142,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_folder_replaces_a_folder_whole(tmp_path):
-    for kind in ("vit", "gelu"):
-        zoo.write(tiny_zoo.checkpoint(kind), tmp_path / "m", format="hf")
-    assert zoo.read(tmp_path / "m").config == tiny_zoo.CONFIGS["gelu"]
+def test_an_existing_folder_is_left_alone(tmp_path):
+    zoo.write(tiny_zoo.checkpoint("vit"), tmp_path / "m", format="hf")
+    with pytest.raises(CheckpointError, match="exists already"):
+        zoo.write(tiny_zoo.checkpoint("gelu"), tmp_path / "m", format="hf")
+    assert zoo.read(tmp_path / "m").config == tiny_zoo.CONFIGS["vit"]
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 

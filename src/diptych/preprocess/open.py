@@ -87,9 +87,17 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
+# Above BIG bytes (25 megapixels) two images at a time, however many threads decode.
+BIG = 100_000_000
+_big = threading.BoundedSemaphore(2)
+
 
 def open_image(
-    source: str | Path | bytes, *, limits: Limits = DEFAULT_LIMITS, name: str | None = None
+    source: str | Path | bytes,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    name: str | None = None,
+    turn: contextlib.ExitStack | None = None,
 ) -> Image.Image:
     """The decoded first picture of a file or of its bytes, in the file's own mode.
 
@@ -97,6 +105,8 @@ def open_image(
         source: a path, or the content of a file.
         limits: what the image may cost.
         name: what errors call it; the path, or "image".
+        turn: where threads share the memory: a big image waits here for its turn, which ends when
+            the stack is closed.
 
     Raises:
         ImageError: missing, unreadable, not an image, damaged, cut short, or above a limit.
@@ -104,7 +114,7 @@ def open_image(
     if isinstance(source, bytes):
         name = name or "image"
         _check_bytes(len(source), limits, name)
-        return _decode(io.BytesIO(source), limits, name)
+        return _decode(io.BytesIO(source), limits, name, turn)
     path = Path(source)
     name = name or str(source)
     try:
@@ -115,7 +125,7 @@ def open_image(
             raise ImageError(f"{name}: is a device or a pipe, not an image. Give a file.")
         _check_bytes(status.st_size, limits, name)
         with path.open("rb") as file:
-            return _decode(file, limits, name)
+            return _decode(file, limits, name, turn)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file. Check the path.") from error
     except PermissionError as error:
@@ -134,7 +144,9 @@ def _check_bytes(size: int, limits: Limits, name: str) -> None:
         )
 
 
-def _decode(file: IO[bytes], limits: Limits, name: str) -> Image.Image:
+def _decode(
+    file: IO[bytes], limits: Limits, name: str, turn: contextlib.ExitStack | None
+) -> Image.Image:
     with quiet():
         try:
             image = Image.open(file, formats=FORMATS)
@@ -144,6 +156,8 @@ def _decode(file: IO[bytes], limits: Limits, name: str) -> Image.Image:
         except PILLOW_ERRORS as error:
             raise ImageError(f"{name}: {_diagnosis(file, error)}") from error
         _check_header(image, cost, scans, limits, name)
+        if turn is not None and cost > BIG:
+            turn.enter_context(_big)
         return load(image, name)
 
 

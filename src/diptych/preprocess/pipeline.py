@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -76,12 +77,16 @@ class Preprocess:
 
     def resize(self, image: Image, *, name: str | None = None) -> PILImage.Image:
         """The same, before the normalisation: an RGB picture of `config.size`."""
-        opened, name = self._open(image, name)
+        with contextlib.ExitStack() as turn:
+            opened, name = self._open(image, name, turn)
+            return self._resize(opened, name, owned=opened is not image)
+
+    def _resize(self, opened: PILImage.Image, name: str, *, owned: bool) -> PILImage.Image:
         turn = 1
         if self.mode == "right":
             with quiet():
                 turn = orientation(opened)
-        last = self._check_memory(opened, turn, name, owned=opened is not image)
+        last = self._check_memory(opened, turn, name, owned=owned)
         with quiet():
             try:
                 if self.mode == "original":
@@ -116,10 +121,12 @@ class Preprocess:
             )
         return last
 
-    def _open(self, image: Image, name: str | None) -> tuple[PILImage.Image, str]:
+    def _open(
+        self, image: Image, name: str | None, turn: contextlib.ExitStack
+    ) -> tuple[PILImage.Image, str]:
         if isinstance(image, str | Path | bytes):
             label = name or (str(image) if not isinstance(image, bytes) else "image")
-            return open_image(image, limits=self.limits, name=label), label
+            return open_image(image, limits=self.limits, name=label, turn=turn), label
         name = name or "image"
         if isinstance(image, np.ndarray):
             image = _from_array(image, name)

@@ -40,27 +40,26 @@ def atomic_write(path: Path, fill: Callable[[Path], object]) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends without an error.
 
-    An existing folder is moved aside first and removed last: a crash leaves one of the two whole.
+    A folder cannot take another's place in one step, so an existing one is refused.
+
+    Raises:
+        CheckpointError: `path` exists already, or the system refused.
     """
+    if path.exists():
+        raise CheckpointError(f"{path}: exists already. Remove it, or give another name.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    aside = temporary.with_suffix(".old")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():
             _finish(file)
         _sync_directory(temporary)
-        if path.exists():
-            path.replace(aside)
-        temporary.replace(path)
+        temporary.rename(path)
         _sync_directory(path.parent)
     except OSError as error:
-        if aside.exists() and not path.exists():
-            aside.replace(path)
-        raise CheckpointError(f"{path}: cannot be written ({error}). It is as it was.") from error
+        raise CheckpointError(f"{path}: cannot be written ({error}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _finish(file: Path) -> None:

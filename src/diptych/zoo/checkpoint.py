@@ -121,9 +121,9 @@ def _read_file(
         config = inferred if config is None else config
     if config is None:
         raise CheckpointError(
-            f"{path}: a state dict does not say what model it is. Pass config=, a CLIPConfig or "
-            "the name of a registry row such as 'ViT-B-32/laion2b_s34b_b79k'; all of them: "
-            "diptych models list. Of a Hugging Face or open_clip folder, give the folder."
+            f"{path}: a state dict does not say what model it is. Pass config= (--config), the "
+            "name of a model such as 'ViT-B-32/laion2b_s34b_b79k', or a CLIPConfig; all names: diptych "
+            "models list. Of a Hugging Face or open_clip folder, give the folder."
         )
     state_dict = translate(tensors.state_dict, config, rules, source=str(path))
     if any(key.startswith("vision_model.") for key in tensors.state_dict):
@@ -349,7 +349,7 @@ def check_shapes(state_dict: Mapping[str, Tensor], config: CLIPConfig, *, source
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise CheckpointError(
             f"{source}: is not a checkpoint of this config: {'; '.join(wrong[:10])}{more}. "
-            "Pass the config= of the model that was saved."
+            "Pass the config= (--config) of the model that was saved."
         )
 
 

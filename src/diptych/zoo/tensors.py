@@ -100,7 +100,11 @@ def _read_pickle(path: Path, *, mapped: bool) -> Tensors:
     try:
         with warnings.catch_warnings():  # of a newer pickle protocol: it loads, or it is refused
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+            # torch opens whatever is named .safetensors as such, and maps only what it is named
+            named = mapped and path.suffix != ".safetensors"
+            with path.open("rb") as file:
+                source = path if named else file
+                data = torch.load(source, map_location="cpu", weights_only=True, mmap=named or None)
     except UnpicklingError as error:
         found = _CODE.search(str(error))
         name = (found[1] or found[2]).rstrip(".") if found else first_global(path)
@@ -169,7 +173,9 @@ def _read_safetensors(path: Path) -> Tensors:
         with safetensors.safe_open(path, framework="pt") as file:
             state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged ({error}). Fetch the file again.") from None
+        raise CheckpointError(
+            f"{path}: is cut short or damaged ({error}). Fetch the file again."
+        ) from None
     metadata = header.get("__metadata__") or {}
     return Tensors(
         kind="safetensors", state_dict=strip_wrappers(state_dict), metadata=dict(metadata)
