@@ -7,6 +7,7 @@ import pytest
 import tiny_zoo
 
 from diptych import zoo
+from diptych.errors import CheckpointError
 from diptych.zoo import identity
 
 
@@ -93,5 +94,5 @@ def test_verify(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     zoo.verify(path, hashlib.sha256(b"abc").hexdigest())
-    with pytest.raises(zoo.checkpoint.CheckpointError, match="its SHA-256 is"):
+    with pytest.raises(CheckpointError, match="its SHA-256 is"):
         zoo.verify(path, "0" * 64)

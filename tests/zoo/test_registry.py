@@ -170,7 +170,7 @@ def test_a_family_brings_its_own_key_table(tmp_path, monkeypatch):
     import tiny_zoo
 
     from diptych.towers import Family, families
-    from diptych.zoo import checkpoint
+    from diptych.zoo import reading
     from diptych.zoo.keymaps import Rule
 
     given = tiny_zoo.checkpoint("vit")
@@ -184,6 +184,6 @@ def test_a_family_brings_its_own_key_table(tmp_path, monkeypatch):
     rules = (Rule(r"tower\.last_norm\.(\w+)", r"visual.ln_post.\1"),)
     kind = type(given.config.visual)
     family = Family(config=kind, build=families()[kind].build, rules=rules)
-    monkeypatch.setattr(checkpoint, "families", lambda: {**families(), kind: family})
+    monkeypatch.setattr(reading, "families", lambda: {**families(), kind: family})
     found = zoo.read(tmp_path / "x.pt", config=given.config)
     assert tiny_zoo.same(found.state_dict, given.state_dict)

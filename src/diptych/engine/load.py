@@ -77,9 +77,6 @@ def encoder_of(
         for key, tensor in checkpoint.state_dict.items()
     }
     model.load_state_dict(weights, assign=True)
-    card = checkpoint.metadata | {"name": name, "licence": checkpoint.licence}
-    card |= {"source": checkpoint.source, "format": checkpoint.format}
-    card["notes"] = list(checkpoint.notes)
     return Encoder(
         model,
         config=checkpoint.config,
@@ -88,7 +85,7 @@ def encoder_of(
         folder=checkpoint.folder,
         device=device,
         precision=precision,
-        card=card,
+        card=checkpoint.card(name),
         fingerprint=fingerprint,
     )
 

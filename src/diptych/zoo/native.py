@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +25,8 @@ from diptych.errors import CheckpointError
 from diptych.towers import families
 from diptych.zoo.atomic import atomic_write
 from diptych.zoo.cache import cache_folder
+from diptych.zoo.checkpoint import Checkpoint
 from diptych.zoo.settings import read_json
-
-if TYPE_CHECKING:
-    from diptych.zoo.checkpoint import Checkpoint
 
 __all__ = ["KEY", "SIDECAR", "VOCABULARY", "Facts", "decode", "encode", "unpack", "with_sidecar"]
 
@@ -47,7 +45,7 @@ class Facts:
     metadata: dict[str, Any]
 
 
-def encode(checkpoint: "Checkpoint", **more: Any) -> str:
+def encode(checkpoint: Checkpoint, **more: Any) -> str:
     """The JSON text that `decode` reads."""
     data = {
         "format_version": FORMAT_VERSION,
@@ -102,7 +100,7 @@ def unpack(vocabulary: Tensor, tokenizer: TokenizerConfig) -> Path:
     return path.parent
 
 
-def sidecar(checkpoint: "Checkpoint", folder: Path) -> str:
+def sidecar(checkpoint: Checkpoint, folder: Path) -> str:
     """The text of `diptych.json` for the settings that lie in `folder`."""
     return encode(checkpoint, files=_hashes(folder))
 
@@ -112,7 +110,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-def with_sidecar(found: "Checkpoint", folder: Path) -> "Checkpoint":
+def with_sidecar(found: Checkpoint, folder: Path) -> Checkpoint:
     """`found` with what the sidecar knows better, if nobody edited the settings beside it."""
     path = folder / SIDECAR
     if not path.is_file():

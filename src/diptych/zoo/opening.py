@@ -6,8 +6,9 @@ from pathlib import Path
 from diptych.config import CLIPConfig
 from diptych.errors import ModelNotFoundError, nearest
 from diptych.zoo.cache import cache_folder, hub_snapshots, locate
-from diptych.zoo.checkpoint import Checkpoint, read
+from diptych.zoo.checkpoint import Checkpoint
 from diptych.zoo.identity import verify
+from diptych.zoo.reading import read
 from diptych.zoo.registry import rows
 
 __all__ = ["open_model"]
