@@ -1,6 +1,9 @@
 """`diptych classify`: DESIGN's JSON, labels in three forms, exit codes 0, 1 and 2."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,18 @@ def test_a_file_name_that_is_not_utf8(run, model, photos):
     ran = run("classify", photos, "--labels", "a,b", "--json", "--model", model)
     assert ran.code == 0
     assert len(ran.records) == 3
+
+
+def test_results_stay_in_the_pipe_while_a_bar_is_on_the_terminal(model, photos):
+    """`diptych classify ... --json | jq` on a terminal: stdout is a pipe, stderr is not."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "diptych.cli.main", "classify", str(photos)]
+    command += ["--labels", "a,b", "--json", "--model", model]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=120, check=True)
+    os.close(theirs)
+    assert [json.loads(line)["path"] for line in ran.stdout.splitlines()] == [
+        str(p) for p in sorted(photos.iterdir())
+    ]
+    assert b"classifying" in os.read(ours, 1 << 16)
+    os.close(ours)

@@ -168,7 +168,8 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+    # rich moves what is printed beside a bar to the bar's stream: right on a terminal only
+    how = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
+    with rich_progress.Progress(*columns, console=Console(stderr=True), **how) as bar:
         task = bar.add_task(what, total=total)
         yield lambda n: bar.advance(task, n)

@@ -5,6 +5,7 @@
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +48,7 @@ def num_threads() -> int:
     """
     text = os.environ.get("DIPTYCH_THREADS")
     if text is None:
-        return len(os.sched_getaffinity(0)) if os.name == "posix" else os.cpu_count() or 1
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"DIPTYCH_THREADS must be a positive whole number, got {text!r}")
     return int(text)
