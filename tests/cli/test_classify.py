@@ -109,16 +109,19 @@ def test_a_file_name_that_is_not_utf8(run, model, photos):
     assert len(ran.records) == 3
 
 
-def test_results_stay_in_the_pipe_while_a_bar_is_on_the_terminal(model, photos):
-    """`diptych classify ... --json | jq` on a terminal: stdout is a pipe, stderr is not."""
+@pytest.mark.parametrize("piped", [True, False])
+def test_a_bar_never_stands_among_the_results(model, photos, piped):
+    """On a terminal: `classify ... --json | jq` has a bar on stderr, plain `classify` has none."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "diptych.cli.main", "classify", str(photos)]
     command += ["--labels", "a,b", "--json", "--model", model]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=120, check=True)
+    out = subprocess.PIPE if piped else theirs
+    ran = subprocess.run(command, stdout=out, stderr=theirs, timeout=120, check=True)
     os.close(theirs)
-    assert [json.loads(line)["path"] for line in ran.stdout.splitlines()] == [
-        str(p) for p in sorted(photos.iterdir())
-    ]
-    assert b"classifying" in os.read(ours, 1 << 16)
+    terminal = os.read(ours, 1 << 16)
     os.close(ours)
+    assert (b"classifying" in terminal) == piped
+    lines = (ran.stdout if piped else terminal).splitlines()
+    paths = [str(path) for path in sorted(photos.iterdir())]
+    assert [json.loads(line)["path"] for line in lines] == paths

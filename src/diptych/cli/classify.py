@@ -58,7 +58,7 @@ def classify(
     known = [i for i in images if i != "-"]
     total = sum(1 for _ in inputs(known)) if len(known) == len(images) else None
     done = errors = 0
-    with progress("classifying", total) as advance:
+    with progress("classifying", total, printing=True) as advance:
         for batch in encoder.stream(inputs(images), out="torch"):
             for key, error in batch.errors.items():
                 failed(key_text(key), error, as_json=as_json)

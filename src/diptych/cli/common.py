@@ -154,9 +154,13 @@ def finish(done: int, errors: int) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr if that is a terminal and there is more than one thing to do."""
-    if not sys.stderr.isatty() or total == 1:
+def progress(what: str, total: int | None, *, printing: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, if that is a terminal and there is more than one thing to do.
+
+    Not where results are `printing` on the same terminal: they would tear the bar, and they are
+    progress enough.
+    """
+    if total == 1 or not sys.stderr.isatty() or (printing and sys.stdout.isatty()):
         yield lambda n: None
         return
     from rich import progress as rich_progress
@@ -168,8 +172,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeRemainingColumn(),
     )
-    # rich moves what is printed beside a bar to the bar's stream: right on a terminal only
-    how = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
+    how = {"transient": True, "redirect_stdout": False}  # what is printed belongs into the pipe
     with rich_progress.Progress(*columns, console=Console(stderr=True), **how) as bar:
         task = bar.add_task(what, total=total)
         yield lambda n: bar.advance(task, n)

@@ -67,7 +67,7 @@ def embed(
     def image_rows() -> Iterator[tuple[list[str], np.ndarray]]:
         nonlocal num_errors
         total = None if "-" in images else sum(1 for _ in inputs(images))
-        with progress("embedding", total) as advance:
+        with progress("embedding", total, printing=False) as advance:
             for batch in encoder.stream(inputs(images)):
                 for key, error in batch.errors.items():
                     failed(key_text(key), error, as_json=as_json)
@@ -76,7 +76,7 @@ def embed(
                 advance(len(batch.keys) + len(batch.errors))
 
     def text_rows() -> Iterator[tuple[list[str], np.ndarray]]:
-        with progress("embedding", len(words)) as advance:
+        with progress("embedding", len(words), printing=False) as advance:
             for start in range(0, len(words), 1024):
                 some = words[start : start + 1024]
                 yield some, encoder.encode_text(some)
