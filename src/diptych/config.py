@@ -182,6 +182,7 @@ class TokenizerConfig:
     file: str = "clip"
     clean: Literal[
         "openai",  # ftfy, HTML entities, white space, lower case: OpenAI and open_clip
+        "transformers",  # its CLIP: NFC, white space, lower case; neither ftfy nor entities
         "whitespace",  # ftfy, HTML entities, white space: CLIPA as open_clip reads it
         "lower",  # lower case and nothing else: SigLIP 2's training code
         "canonicalize",  # big_vision's: "_" to space, no punctuation, lower case, white space

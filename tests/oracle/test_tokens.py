@@ -4,6 +4,7 @@ import gzip
 import html
 import random
 import sys
+import unicodedata
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -24,6 +25,7 @@ from test_pieces import CLIPA, SIGLIP, SIGLIP2, train
 from diptych.config import TokenizerConfig
 from diptych.tokenizer import build
 from diptych.tokenizer.clean import CLEANERS
+from diptych.zoo.vocabulary import hf_clip_files
 
 OPENAI, SECTION = "rules of openai/CLIP", "Tokens"
 CLIP = build(TokenizerConfig(kind="clip_bpe", context_length=77))
@@ -150,6 +152,28 @@ def test_clip_is_open_clips():
     keep("CLIP, decoding: strings that differ, of 6000", wrong, "open_clip SimpleTokenizer")
 
 
+def test_clip_is_transformers(tmp_path):
+    """The files that we write, read by its tokenizer. Left out: what it takes for control tokens,
+    and characters newer than this Python's Unicode.
+    """
+    from transformers import CLIPTokenizer
+
+    config = TokenizerConfig(kind="clip_bpe", context_length=77, clean="transformers", pad_id=49407)
+    for name, text in hf_clip_files(config).items():
+        (tmp_path / name).write_text(text, "utf-8")
+    peer, ours = CLIPTokenizer.from_pretrained(tmp_path), build(config)
+    cases = [t for t in no_control() if "<|" not in t and "|>" not in t]
+    cases = [t for t in cases if all(unicodedata.category(c) != "Cn" for c in t)]
+    wrong = differing(ours.encode, lambda t: peer(t, add_special_tokens=False)["input_ids"], cases)
+    what = "CLIP in a Hugging Face folder"
+    keep(f"{what}: strings that differ, of {len(cases)}", wrong, "transformers")
+    rows = cases[:2000]
+    padded = peer(rows, padding="max_length", truncation=True, max_length=77)["input_ids"]
+    differ = (ours(rows).numpy() != np.array(padded)).any(1)
+    wrong = [text for text, bad in zip(rows, differ, strict=True) if bad]
+    keep(f"{what}, rows of 77 that differ, of {len(rows)}", wrong, "transformers")
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [("canonicalize_open_clip", "canonicalize"), ("openai", "lower"), ("whitespace", "whitespace")],
@@ -239,7 +263,8 @@ def test_gemma_model_is_sentencepiece(folder):
 
 
 def test_clipa_is_open_clips(folder):
-    from collections import Counter
+    import unicodedata
+from collections import Counter
 
     from open_clip.tokenizer import HFTokenizer
     from transformers import BertTokenizer

@@ -153,6 +153,7 @@ def test_cleaning_rules_by_name():
     text = " Sea_Waves,  It's\t&amp; ﬁne "
     assert {name: clean(text) for name, clean in CLEANERS.items()} == {
         "openai": "sea_waves, it's & fine",
+        "transformers": " sea_waves, it's &amp; ﬁne ",
         "whitespace": "Sea_Waves, It's & fine",
         "lower": " sea_waves,  it's\t&amp; ﬁne ",
         "canonicalize": "sea waves its amp ﬁne",

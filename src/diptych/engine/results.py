@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
+from PIL import ImageOps
 
 from diptych.preprocess import open_image
 
@@ -43,12 +44,11 @@ def _bars(row: list[tuple[str, float]]) -> str:
 
 
 def _thumbnail(image: Any, side: int = 96) -> str:
-    if isinstance(image, PILImage.Image):
-        small = image.convert("RGB")
-    elif isinstance(image, np.ndarray):
-        small = PILImage.fromarray(image).convert("RGB")
-    else:
-        small = open_image(image).convert("RGB")
+    if isinstance(image, np.ndarray):
+        image = PILImage.fromarray(image)
+    elif not isinstance(image, PILImage.Image):
+        image = open_image(image)
+    small = ImageOps.exif_transpose(image).convert("RGB")
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG")

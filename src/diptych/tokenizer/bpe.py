@@ -252,7 +252,7 @@ class ClipBPE:
     ) -> list[bytes]:
         """The ids of each text as native int32. A long text may end once it passes `limit` ids."""
         get = self.words.__getitem__
-        if self.clean != "openai" or specials is not None:
+        if self.clean not in ("openai", "transformers") or specials is not None:
             return [self._row(text, limit, specials) for text in texts]
         return [
             b"".join(map(get, text.lower().split()))

@@ -139,6 +139,13 @@ def _openai(text: str, *, unescape_html: str | bool = "auto") -> str:
     return _SPACE.sub(" ", _basic(text, unescape_html=unescape_html)).strip().lower()
 
 
+def _transformers(text: str) -> str:
+    """The normalizer of transformers' CLIP tokenizer: NFC, white space, lower case by character."""
+    text = unicodedata.normalize("NFC", _MARKS.sub(_in_order, no_surrogates(text)))
+    text = _SPACE.sub(" ", text).replace("Σ", "σ").lower()
+    return text.replace("'ſ", "' ſ")  # its split is not blind to case, and ſ is an s
+
+
 def _whitespace(text: str) -> str:
     """open_clip `_clean_whitespace`."""
     return " ".join(_basic(text).split())
@@ -166,6 +173,7 @@ def _canonicalize_open_clip(text: str) -> str:
 
 CLEANERS: dict[str, Callable[[str], str]] = {
     "openai": _openai,
+    "transformers": _transformers,
     "whitespace": _whitespace,
     "lower": _lower,
     "canonicalize": _canonicalize,

@@ -5,7 +5,7 @@ has that class's default, for old files hold only what differs.
 
 - EOS rule: `eos_token_id == 2` pools at the highest id, anything else at its first occurrence.
 - Image processors convert to RGB before they resize, and crop at floor((height - crop) / 2).
-- CLIP's text is cleaned as OpenAI does; transformers leaves out ftfy and HTML entities.
+- Text is cleaned as the folder's own tokenizer does: no ftfy and no HTML entities for CLIP.
 """
 
 import json
@@ -269,12 +269,14 @@ def _clip_tokenizer(
         if lines != merges():
             raise ConfigError(f"{theirs}: is not CLIP's vocabulary. Name the tokenizer yourself.")
     elif not (folder / "tokenizer.json").is_file():
-        notes.append("no tokenizer files: took CLIP's vocabulary, padding with 0")
-        pad = pad or "!"
+        notes.append("no tokenizer files: took OpenAI's tokens, padding with 0")
+        return TokenizerConfig(kind="clip_bpe", context_length=length), notes
     pad_id = {"<|endoftext|>": 49407, "!": 0}.get(pad or "<|endoftext|>")
     if pad_id is None:
         raise ConfigError(f"{folder}: the pad_token {pad!r} is not in CLIP's vocabulary.")
-    return TokenizerConfig(kind="clip_bpe", context_length=length, pad_id=pad_id), notes
+    return TokenizerConfig(
+        kind="clip_bpe", context_length=length, clean="transformers", pad_id=pad_id
+    ), notes
 
 
 def write_config(config: CLIPConfig, dtype: str) -> dict[str, Any]:
