@@ -263,8 +263,7 @@ def test_gemma_model_is_sentencepiece(folder):
 
 
 def test_clipa_is_open_clips(folder):
-    import unicodedata
-from collections import Counter
+    from collections import Counter
 
     from open_clip.tokenizer import HFTokenizer
     from transformers import BertTokenizer
