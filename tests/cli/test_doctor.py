@@ -9,7 +9,7 @@ def test_doctor(run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a secret")
     ran = run("doctor")
     assert ran.code == 0
-    for text in ("torch", "DIPTYCH_CACHE", "HF_HUB_OFFLINE", "precision", "parquet"):
+    for text in ("torch", "DIPTYCH_CACHE", "HF_HUB_OFFLINE", "bf16 in the CPU", "parquet"):
         assert text in ran.out
     assert "a secret" not in ran.out
     assert run("doctor", "--json").records[0]["versions"]["torch"]

@@ -221,3 +221,18 @@ def test_an_unusable_device_or_precision_is_refused(tiny):
         diptych.build(tiny, device="nonsense")
     with pytest.raises(ConfigError, match="fp64"):
         diptych.build(tiny, precision="fp64")
+
+
+def test_auto_takes_bf16_only_where_it_is_fast_and_borne(tiny, monkeypatch):
+    from dataclasses import replace
+
+    from diptych.config import ResNetConfig
+    from diptych.engine import device
+
+    resnet = ResNetConfig(image_size=(64, 64), layers=(1, 1, 1, 1), width=8, heads=4)
+    with_resnet = replace(tiny, visual=resnet)
+    for fast in (True, False):
+        monkeypatch.setattr(device, "has_fast_bf16", lambda fast=fast: fast)
+        assert diptych.build(tiny, device="cpu").precision == ("bf16" if fast else "fp32")
+        assert diptych.build(with_resnet, device="cpu").precision == "fp32"
+    assert diptych.build(with_resnet, precision="bf16").precision == "bf16"

@@ -42,7 +42,7 @@ def model_options(command: Callable) -> Callable:
                 type=click.Choice(["auto", "fp32", "bf16"]),
                 default="auto",
                 show_default=True,
-                help="bf16 is the default where the CPU multiplies it.",
+                help="auto: bf16 where the CPU multiplies it and the towers bear it.",
             ),
             click.option(
                 "--mode",

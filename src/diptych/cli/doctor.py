@@ -40,7 +40,7 @@ def _findings() -> dict[str, dict[str, Any]]:
     import torch
 
     from diptych import zoo
-    from diptych.engine.device import has_fast_bf16, pick_device, pick_precision
+    from diptych.engine.device import has_fast_bf16, pick_device
     from diptych.engine.stream import num_threads
 
     device = pick_device("auto")
@@ -54,8 +54,7 @@ def _findings() -> dict[str, dict[str, Any]]:
             "system": f"{platform.system()} {platform.machine()}",
             "device": str(device),
             "gpu": torch.cuda.get_device_name() if device.type == "cuda" else "none",
-            "bf16 in the CPU": "yes" if has_fast_bf16() else "no",
-            "precision": pick_precision("auto", device),
+            "bf16 in the CPU": "yes: the default of transformers" if has_fast_bf16() else "no",
             "model threads": torch.get_num_threads(),
             "decoding threads": num_threads(),
         },

@@ -65,7 +65,7 @@ class Encoder:
     ):
         _check_tokenizer(config, tokenizer)
         self.device = pick_device(device)
-        self.precision = pick_precision(precision, self.device)
+        self.precision = pick_precision(precision, self.device, config)
         self.model = model.to(self.device).eval()
         self.config = config
         self.preprocess = preprocess

@@ -43,7 +43,8 @@ def load(
         name: a name of `diptych.list_models()`, a checkpoint file or folder of any publisher, or
             "hf:org/name@revision".
         device: "auto", or what torch understands.
-        precision: "fp32", "bf16", or "auto": bf16 where the CPU multiplies it, fp32 elsewhere.
+        precision: "fp32", "bf16", or "auto": bf16 where the CPU multiplies it and both towers bear
+            it (transformers), fp32 elsewhere.
         mode: "right" honours EXIF, 16 bits and alpha; "original" gives the publisher's pixels.
         cache_dir: where to look for weights before the usual caches.
         config: for a file of bare weights: a `CLIPConfig`, or the name of the registry's model
