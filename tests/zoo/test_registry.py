@@ -5,6 +5,8 @@ from dataclasses import replace
 from urllib.parse import urlparse
 
 import pytest
+import safetensors.torch
+import tiny_zoo
 import torch
 
 from diptych import zoo
@@ -133,22 +135,36 @@ def test_the_hugging_face_cache(tmp_path, monkeypatch):
     root = tmp_path / "hf" / "hub" / "models--google--siglip-base-patch16-224"
     snapshot = root / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    for name in row.source.files[:-1]:
-        (snapshot / name).write_bytes(b"x")
-    assert zoo.find(row) is None  # one file is missing
-    (snapshot / row.source.files[-1]).write_bytes(b"x")
-    assert zoo.find(row) == snapshot
+    (snapshot / "config.json").write_bytes(b"x")
+    assert zoo.find(row) is None  # the weights are missing
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    assert zoo.find(row) == snapshot / "model.safetensors"
     pinned = replace(row, source=replace(row.source, revision="abcd"))
     assert zoo.find(pinned) is None
     (root / "refs").mkdir()
     (root / "refs" / "abcd").write_text("abc")
-    assert zoo.find(pinned) == snapshot
+    assert zoo.find(pinned) == snapshot / "model.safetensors"
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "other"))
     assert zoo.find(row) is None
 
 
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_weights_alone_in_the_cache_of_another_library_will_do(tmp_path, monkeypatch, name):
+    """open_clip fetches no open_clip_config.json for a tag it knows: the row says what it holds."""
+    given = tiny_zoo.checkpoint("gelu")
+    row = replace(zoo.get("ViT-B-32/laion2b_s34b_b79k"), name="tiny/tag", config=given.config)
+    monkeypatch.setitem(zoo.registry.rows(), "tiny/tag", row)
+    repo = "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
+    path = tmp_path / "hf" / "hub" / repo / "snapshots" / "abc" / name
+    path.parent.mkdir(parents=True)
+    theirs = zoo.keymaps.restore(given.state_dict, zoo.keymaps.OPENAI)
+    safetensors.torch.save_file(theirs, path) if "safe" in name else torch.save(theirs, path)
+    found = zoo.open_model("tiny/tag")
+    assert tiny_zoo.same(found.state_dict, given.state_dict)
+    assert (found.preprocess, found.tokenizer) == (row.preprocess, row.tokenizer)
+
+
 def test_a_row_supplies_what_a_bare_file_lacks(tmp_path, monkeypatch):
-    import tiny_zoo
 
     given = tiny_zoo.checkpoint("siglip", tmp_path / "v")
     row = replace(
@@ -167,7 +183,6 @@ def test_a_row_supplies_what_a_bare_file_lacks(tmp_path, monkeypatch):
 
 
 def test_a_family_brings_its_own_key_table(tmp_path, monkeypatch):
-    import tiny_zoo
 
     from diptych.towers import Family, families
     from diptych.zoo import reading

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from diptych.errors import ModelNotFoundError
-from diptych.zoo.open_clip import WEIGHT_FILES
 from diptych.zoo.registry import Hub, Row, Url
 
 __all__ = ["cache_folder", "find", "hub_snapshots", "locate"]
@@ -30,7 +29,7 @@ def hub_dir() -> Path:
 
 
 def find(row: Row, *, cache: Path | None = None) -> Path | None:
-    """The row's file, or the folder that holds its files, if it is on this machine; else None.
+    """The row's weight file, if it is on this machine; else None.
 
     Looks into our cache (`cache`, or the one the environment names), then openai/CLIP's or the
     Hugging Face cache.
@@ -40,21 +39,11 @@ def find(row: Row, *, cache: Path | None = None) -> Path | None:
         case Url(url=url):
             name = url.rsplit("/", 1)[-1]
             places = [folder_for(row, ours), ours, Path.home() / ".cache" / "clip"]
-            return next((p / name for p in places if (p / name).is_file()), None)
-        case Hub():
-            hub = hub_snapshots(row.source.repo, row.source.revision)
-            folders = [folder_for(row, ours), *hub]
-            return next((f for f in folders if _whole(f, row.source)), None)
-
-
-def _whole(folder: Path, source: Hub) -> bool:
-    """Whether all files are there; weights may have any of the names that open_clip looks for."""
-
-    def here(name: str) -> bool:
-        names = WEIGHT_FILES if name in WEIGHT_FILES else (name,)
-        return any((folder / n).is_file() for n in names)
-
-    return all(here(name) for name in source.files)
+            files = [place / name for place in places]
+        case Hub(repo=repo, revision=revision, weights=weights):
+            places = [folder_for(row, ours), *hub_snapshots(repo, revision)]
+            files = [place / name for place in places for name in weights]
+    return next((file for file in files if file.is_file()), None)
 
 
 def hub_snapshots(repo: str, revision: str = "main") -> list[Path]:
@@ -85,8 +74,9 @@ def locate(row: Row, *, cache: Path | None = None) -> Path:
     match row.source:
         case Url(url=url):
             what = f"fetch {url}"
-        case Hub(repo=repo, files=files, revision=revision):
-            what = f"fetch {', '.join(files)} of https://huggingface.co/{repo} ({revision})"
+        case Hub(repo=repo, revision=revision, weights=weights, beside=beside):
+            files = ", ".join((weights[0], *beside))
+            what = f"fetch {files} of https://huggingface.co/{repo} ({revision})"
     check = f" SHA-256: {row.sha256}." if row.sha256 else ""
     raise ModelNotFoundError(
         f"{row.name}: its weights are not on this machine. {what[0].upper()}{what[1:]} and put it "

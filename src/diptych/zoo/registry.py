@@ -23,6 +23,7 @@ from diptych.config import (
 )
 from diptych.errors import ModelNotFoundError, nearest
 from diptych.zoo.keymaps import Rule
+from diptych.zoo.open_clip import WEIGHT_FILES
 from diptych.zoo.trunks import TIMM
 from diptych.zoo.vocabulary import wordpiece
 
@@ -40,10 +41,16 @@ class Url:
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """Files of a Hugging Face repository; all of them are needed."""
+    """A Hugging Face repository.
+
+    weights: names of the weight file; the first that is there is read. The row says the rest, so
+        a cache that another library filled with the weights alone will do.
+    beside: what text needs besides (the vocabulary), in the same folder.
+    """
 
     repo: str
-    files: tuple[str, ...]
+    weights: tuple[str, ...] = WEIGHT_FILES
+    beside: tuple[str, ...] = ()
     revision: str = "main"
 
 
@@ -199,7 +206,7 @@ def _laion(
         config=config,
         preprocess=preprocess,
         tokenizer=_BPE,
-        source=Hub(repo=repo, files=("open_clip_config.json", "open_clip_pytorch_model.bin")),
+        source=Hub(repo=repo),
         metrics={"imagenet1k_zero_shot": top1},
         metrics_source=RESULTS,
         notes=notes,
@@ -301,10 +308,7 @@ _OPEN_CLIP = (
             size=(224, 224), interpolation="bilinear", resize="squash", **_IMAGENET
         ),
         tokenizer=wordpiece(32, "vocab.txt", strip_sep=True),
-        source=Hub(
-            repo="UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B",
-            files=("open_clip_config.json", "open_clip_pytorch_model.bin"),
-        ),
+        source=Hub(repo="UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B"),
         licence="Apache-2.0",
         notes=(
             "the tanh GELU is that of the training code; open_clip computes the exact one",
@@ -321,7 +325,8 @@ _SIGLIP = (
         tokenizer=_C4,
         source=Hub(
             repo="google/siglip-base-patch16-224",
-            files=("config.json", "model.safetensors", "spiece.model"),
+            weights=("model.safetensors",),
+            beside=("spiece.model",),
         ),
         licence="Apache-2.0",
         metrics={"imagenet1k_zero_shot": 76.04},
@@ -334,7 +339,8 @@ _SIGLIP = (
         tokenizer=_GEMMA,
         source=Hub(
             repo="google/siglip2-base-patch16-224",
-            files=("config.json", "model.safetensors", "tokenizer.json"),
+            weights=("model.safetensors",),
+            beside=("tokenizer.json",),
         ),
         licence="Apache-2.0",
         notes=("text is lower-cased and nothing else; open_clip also strips punctuation",),
