@@ -121,9 +121,9 @@ def test_a_resnet_takes_bfloat16_only_on_request(name):
     """
     assert diptych.build(name, device="cpu").precision == "fp32"
     enc = diptych.build(name, seed=0, device="cpu", precision="bf16")
-    compare_images(enc, f"{name} at its starting values, on request", 100)
+    compare_images(enc, f"{name} at its starting values, on request", 50)
     peers.disturb_(enc.model.text)
-    assert spread(compare_texts(enc, name, 100)) > 0.01
+    assert spread(compare_texts(enc, name, 150)) > 0.01
 
 
 @pytest.mark.parametrize("name", ["RN50/openai", "ViT-B-32/openai", "ViT-B-16-SigLIP/webli"])
