@@ -9,8 +9,10 @@ first. `tokenizers` hands over lists of ids, the others a padded tensor. Below: 
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 os.environ |= {"HF_HUB_OFFLINE": "1"}
@@ -18,9 +20,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1"}
 import torch
 
 torch.set_num_threads(1)
-_stub = torch.library.Library("torchvision", "DEF")  # without it torchvision needs its CUDA build
-for _op in ("nms", "qnms"):
-    _stub.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
+
+from peers import torchvision_stub  # noqa: E402
 
 from diptych.config import TokenizerConfig  # noqa: E402
 from diptych.tokenizer import build  # noqa: E402
@@ -48,6 +50,7 @@ def captions(count: int) -> list[str]:
 
 def peers(texts: list[str]) -> dict[str, Callable[[], list[list[int]]]]:
     """Name -> one round over `texts`, with what that peer hands over: a padded tensor, or ids."""
+    torchvision_stub()
     from open_clip.tokenizer import SimpleTokenizer
     from transformers import CLIPTokenizer
 

@@ -14,7 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # `report` and `peers` are imported by name
 
+import peers
 import report
+
+peers.torchvision_stub()
 
 
 def pytest_collection_modifyitems(session, config, items):

@@ -26,9 +26,6 @@ from diptych.zoo import trunks
 from diptych.zoo.vocabulary import clip_vocabulary, merges
 
 SECTION = "Formats"
-_lib = torch.library.Library("torchvision", "DEF")
-for _op in ("nms", "qnms"):
-    _lib.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

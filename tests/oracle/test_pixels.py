@@ -12,15 +12,12 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "preprocess"))
-_stub = torch.library.Library("torchvision", "DEF")  # without it torchvision needs its CUDA build
-for _op in ("nms", "qnms"):
-    _stub.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from awkward_files import awkward, picture  # noqa: E402
-from report import record  # noqa: E402
+from awkward_files import awkward, picture
+from report import record
 
-from diptych.config import PreprocessConfig  # noqa: E402
-from diptych.preprocess import Preprocess, open_image, patchify, tensor_preprocess  # noqa: E402
+from diptych.config import PreprocessConfig
+from diptych.preprocess import Preprocess, open_image, patchify, tensor_preprocess
 
 CASES = [(r, i) for r in ("shortest", "squash", "longest") for i in ("bicubic", "bilinear")]
 

@@ -18,7 +18,6 @@ import regex
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenizer"))
 
 from awkward import PARTS, SPECIALS, captions, texts
-from peers import torchvision_stub
 from report import record
 from test_pieces import CLIPA, SIGLIP, SIGLIP2, train
 
@@ -29,11 +28,6 @@ from diptych.zoo.vocabulary import hf_clip_files
 
 OPENAI, SECTION = "rules of openai/CLIP", "Tokens"
 CLIP = build(TokenizerConfig(kind="clip_bpe", context_length=77))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable():
-    torchvision_stub()
 
 
 @cache
