@@ -176,7 +176,8 @@ def test_transformers_tokenizer_from_our_folder(tmp_path):
     (tmp_path / "again" / "config.json").write_text((tmp_path / "m" / "config.json").read_text())
     weights = (tmp_path / "m" / "model.safetensors").read_bytes()
     (tmp_path / "again" / "model.safetensors").write_bytes(weights)
-    assert zoo.read(tmp_path / "again").tokenizer == given.tokenizer
+    its_own = replace(given.tokenizer, clean="transformers")  # nothing says otherwise any more
+    assert zoo.read(tmp_path / "again").tokenizer == its_own
 
 
 # --- open_clip --------------------------------------------------------------------------------
