@@ -159,9 +159,9 @@ def test_clip_is_transformers(tmp_path):
     cases = [t for t in no_control() if "<|" not in t and "|>" not in t]
     cases = [t for t in cases if all(unicodedata.category(c) != "Cn" for c in t)]
     wrong = differing(ours.encode, lambda t: peer(t, add_special_tokens=False)["input_ids"], cases)
-    assert len(cases) > 17_000
+    assert len(cases) > 16_000
     what = "CLIP in a Hugging Face folder"
-    keep(f"{what}: strings that differ, of over 17000", wrong, "transformers")
+    keep(f"{what}: strings that differ, of over 16000", wrong, "transformers")
     rows = cases[:2000]
     padded = peer(rows, padding="max_length", truncation=True, max_length=77)["input_ids"]
     differ = (ours(rows).numpy() != np.array(padded)).any(1)
