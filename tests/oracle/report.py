@@ -136,6 +136,8 @@ def _save(file: Path, rows: dict[tuple[str, str, str], dict]) -> None:
 def _number(value: float) -> str:
     if value == int(value):
         return f"{value:.0f}"
+    if value >= 1:
+        return f"{value:.1f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 

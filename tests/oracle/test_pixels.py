@@ -75,7 +75,7 @@ def test_open_clip_bits(resize, interpolation, images):
     config = PreprocessConfig(size=(64, 64), resize=resize, interpolation=interpolation, pad=7)
     given = shapes_of(resize) if images == "200 sizes" else files().values()
     found = worst(Preprocess(config, "original"), open_clip(config), given)
-    record("pixels", f"{resize} {interpolation}, {images}", found, 0.0, "open_clip")
+    record("Pixels", f"{resize} {interpolation}, {images}", found, 0.0, "open_clip_torch")
     assert found == 0
 
 
@@ -84,7 +84,7 @@ def test_open_clip_bits(resize, interpolation, images):
 def test_open_clip_bits_of_sizes_that_are_not_square(resize, size):
     config = PreprocessConfig(size=size, resize=resize)
     found = worst(Preprocess(config, "original"), open_clip(config), shapes_of(resize))
-    record("pixels", f"{resize} {size[0]}x{size[1]}", found, 0.0, "open_clip")
+    record("Pixels", f"{resize} {size[0]}x{size[1]}", found, 0.0, "open_clip_torch")
     assert found == 0
 
 
@@ -93,7 +93,7 @@ def test_right_is_open_clip_for_plain_files(size):
     config = PreprocessConfig(size=(size, size))
     plain = [photo for photo in photos()[:120] if photo.mode in ("RGB", "L")]
     found = worst(Preprocess(config, "right"), open_clip(config), plain)
-    record("pixels", f"mode=right, plain files at {size}", found, 0.0, "open_clip")
+    record("Pixels", f"mode=right, plain files at {size}", found, 0.0, "open_clip_torch")
     assert found == 0
 
 
@@ -136,7 +136,7 @@ def test_transformers_bits(config, images):
     given = photos() if images == "200 sizes" else files().values()
     found = worst(Preprocess(config, "original"), hugging_face(config), given)
     what = f"{config.resize} {config.interpolation} {config.size} {config.short}, {images}"
-    record("pixels", what, found, 0.0, "transformers (PIL)")
+    record("Pixels", what, found, 0.0, "transformers")
     assert found == 0
 
 
@@ -158,5 +158,11 @@ def test_tensor_backend_against_open_clip():
         off = (tensor_preprocess(batch, config)[0] - peer(Image.fromarray(array))).abs()
         std = torch.tensor(config.std).view(3, 1, 1)
         levels = max(levels, float((off * std).max()) * 255)
-    record("pixels", "tensor backend, 60 noisy pictures, levels of 255", levels, 12.0, "open_clip")
+    record(
+        "Pixels",
+        "tensor backend, 60 noisy pictures, levels of 255",
+        levels,
+        12.0,
+        "open_clip_torch",
+    )
     assert levels <= 12
