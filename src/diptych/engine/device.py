@@ -37,9 +37,9 @@ def pick_device(device: str | torch.device) -> torch.device:
     return picked
 
 
-# Towers whose bfloat16 path keeps the gate of cosine >= 0.9999 to fp32 on random weights. A
-# modified ResNet is not among them: the batch norms of random weights magnify any rounding (that
-# of the weights alone gives 0.94), and what those of trained ones do was not measured.
+# Towers whose bfloat16 path keeps the gate of cosine >= 0.9999 to fp32 on random weights. For a
+# modified ResNet that depends on how activations grow from block to block (docs/log.md), and what
+# trained ones do was not measured.
 BF16_TOWERS = (ViTConfig, TextConfig)
 
 
