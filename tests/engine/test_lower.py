@@ -59,7 +59,7 @@ def batch(cfg, n=6) -> torch.Tensor:
 
 
 def lowered(tower, dtype=torch.float32) -> Lowered:
-    return Lowered(tower, dtype=dtype, device=torch.device("cpu"))
+    return Lowered(tower, dtype=dtype)
 
 
 @pytest.mark.parametrize("name", TOWERS)

@@ -78,8 +78,8 @@ class Encoder:
         if fingerprint is not None:
             self._fingerprint = (Versions(self.model), fingerprint)
         dtype = _DTYPES[self.precision]
-        self._visual = Lowered(self.model.visual, dtype=dtype, device=self.device)
-        self._text = Lowered(self.model.text, dtype=dtype, device=self.device)
+        self._visual = Lowered(self.model.visual, dtype=dtype)
+        self._text = Lowered(self.model.text, dtype=dtype)
 
     @property
     def tokenizer(self) -> Tokenizer:

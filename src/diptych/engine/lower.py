@@ -62,13 +62,11 @@ class Lowered:
     Args:
         tower: the reference, which stays as it is.
         dtype: of the matrix products, torch.bfloat16 or torch.float32.
-        device: where the batch is and the packed weights go.
     """
 
-    def __init__(self, tower: nn.Module, *, dtype: torch.dtype, device: torch.device):
+    def __init__(self, tower: nn.Module, *, dtype: torch.dtype):
         self.tower = tower
         self.dtype = dtype
-        self.device = device
         self._lock = threading.Lock()
         self._packed: tuple[Versions, Callable[[Tensor], Tensor]] | None = None
 
@@ -95,10 +93,10 @@ class Lowered:
         return self.tower
 
     def __getstate__(self):
-        return {"tower": self.tower, "dtype": self.dtype, "device": self.device}
+        return {"tower": self.tower, "dtype": self.dtype}
 
     def __setstate__(self, state):
-        self.__init__(state["tower"], dtype=state["dtype"], device=state["device"])
+        self.__init__(state["tower"], dtype=state["dtype"])
 
 
 class _Dense:
