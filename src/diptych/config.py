@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Activation",
+    "BertConfig",
     "CLIPConfig",
+    "ConceptsConfig",
+    "EfficientNetConfig",
+    "PaletteConfig",
     "Patches",
     "PreprocessConfig",
     "ResNetConfig",
@@ -122,12 +126,107 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PaletteConfig:
+    """How the colours of a picture are counted: `towers.concepts.Palette`.
+
+    mean, std: of the pixels as the tower gets them. spread: how far a colour reaches, in units of
+    CIE L*a*b*. centre: how far the middle reaches, in half sides. chroma: how much more a pixel
+    counts for a unit of chroma. white: what a white pixel counts.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    spread: float = 12.0
+    centre: float = 0.5
+    chroma: float = 0.02
+    white: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptsConfig:
+    """From class probabilities to the text space (ConSE, arXiv 1312.5650): `towers.concepts`."""
+
+    num_classes: int = 1000
+    temperature: float = 1.0  # the logits are divided by it
+    top: int = 20  # likeliest classes that count
+    palette: PaletteConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top <= self.num_classes:
+            raise ConfigError(f"top must lie in 1..{self.num_classes}, got {self.top}")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EfficientNetConfig:
+    """EfficientNet (arXiv 1905.11946), as in ALIGN (arXiv 2102.05918), and its Lite variants.
+
+    `width_mult` and `depth_mult` scale the table of B0; `towers.efficientnet.layers` writes it out.
+    """
+
+    image_size: Size
+    width_mult: float = 1.0
+    depth_mult: float = 1.0
+    lite: bool = False  # ReLU6, no squeeze-and-excitation; stem, first and last stage not scaled
+    head_width: int | None = 1280  # of the last 1x1 convolution; None: there is none (ALIGN)
+    bn_eps: float = 1e-3
+    # Of the strided convolutions. same: TensorFlow's, which depends on whether a side is odd or
+    # even; even: what "same" is for an even side, whatever the side (transformers' ALIGN).
+    padding: Literal["same", "even"] = "same"
+    proj: Literal["linear", "none", "concepts"] = "linear"
+    concepts: ConceptsConfig | None = None  # for proj="concepts"
+
+    def __post_init__(self) -> None:
+        if min(self.image_size) < 32:
+            raise ConfigError(f"image_size {self.image_size} is below the stride, 32")
+        if min(self.width_mult, self.depth_mult) <= 0:
+            raise ConfigError(
+                f"width_mult and depth_mult must be above 0, got {self.width_mult} and "
+                f"{self.depth_mult}"
+            )
+        if (self.proj == "concepts") != (self.concepts is not None):
+            raise ConfigError("proj='concepts' and concepts= go together: give both or neither")
+
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of the last feature map at `image_size`."""
+        height, width = self.image_size
+        for _ in range(5):  # strides of 2; "same" rounds up, "even" down
+            up = self.padding == "same"
+            height, width = (height + up) // 2, (width + up) // 2
+        return height, width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BertConfig:
+    """BERT's encoder (arXiv 1810.04805): post-norm, bidirectional, padding never attended to."""
+
+    context_length: int
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    act: Activation = "gelu"
+    ln_eps: float = 1e-12
+    type_vocab_size: int = 2  # rows of a table of which only row 0 is used: one text at a time
+    pad_id: int | None = 0
+    pool: Literal["mean", "class"] = "mean"  # mean: of the real tokens; class: the first token
+    proj: Literal["none", "linear", "linear_bias"] = "linear"
+    unit: bool = False  # the pooled vector is brought to unit length before `proj`
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CLIPConfig:
     """Two towers and what joins them. `visual` may be of any class known to `towers`."""
 
     embed_dim: int
-    visual: Any  # ViTConfig | ResNetConfig | a registered class
-    text: Any  # TextConfig | a registered class
+    visual: Any  # ViTConfig | ResNetConfig | EfficientNetConfig | a registered class
+    text: Any  # TextConfig | BertConfig | a registered class
     loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: the model has a `logit_bias`
 
 
@@ -142,7 +241,9 @@ class PreprocessConfig:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize: Literal["shortest", "squash", "longest"] = "shortest"
     # shortest: short side to size, then centre crop; squash: both sides; longest: then pad
-    short: int | None = None  # "shortest": length of the short side, if larger than size (DINOv2)
+    # If larger than size, then centre crop. shortest: of the short side (DINOv2); squash: of both
+    # sides (ALIGN).
+    short: int | None = None
     rgb: Literal["after", "before"] = "after"  # than resizing (mode="original"); peers differ
     # before: Hugging Face, which also lays alpha over white; after: open_clip, which drops alpha
     crop: Literal["round", "floor"] = "round"  # of an odd margin: torchvision rounds, HF floors
@@ -150,9 +251,10 @@ class PreprocessConfig:
     pad: int = 0  # "longest": grey level of the padding, open_clip's fill_color
 
     def __post_init__(self) -> None:
-        if self.short is not None and (self.resize != "shortest" or self.short < max(self.size)):
+        if self.short is not None and (self.resize == "longest" or self.short < max(self.size)):
             raise ConfigError(
-                f"short={self.short} needs resize='shortest' and at least the larger of {self.size}"
+                f"short={self.short} needs resize='shortest' or 'squash' and at least the larger "
+                f"of {self.size}"
             )
 
 
@@ -218,7 +320,9 @@ def register(cls: type) -> type:
     return cls
 
 
-for _cls in (ViTConfig, ResNetConfig, TextConfig, CLIPConfig, PreprocessConfig, TokenizerConfig):
+for _cls in (ViTConfig, ResNetConfig, EfficientNetConfig, ConceptsConfig, PaletteConfig):
+    register(_cls)
+for _cls in (TextConfig, BertConfig, CLIPConfig, PreprocessConfig, TokenizerConfig):
     register(_cls)
 
 

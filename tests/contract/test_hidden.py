@@ -7,12 +7,21 @@ import torch
 import torch.nn.functional as F
 
 from diptych import towers
+from diptych.config import BertConfig, EfficientNetConfig, TextConfig
 from diptych.model.transformer import AttentionPool
 
 EMBED_DIM = 24
+TOWERS = (
+    *("vit", "vit_map", "vit_clipa", "resnet", "efficientnet", "efficientnet_lite"),
+    *("text", "text_siglip", "text_pad", "bert", "bert_class"),
+)
+EFFICIENTNET = EfficientNetConfig(
+    image_size=(64, 64), width_mult=0.25, depth_mult=0.1, head_width=40
+)
+BERT = BertConfig(context_length=16, vocab_size=64, width=32, layers=3, heads=4, mlp_dim=64)
 
 
-@pytest.fixture(params=["vit", "vit_map", "vit_clipa", "text", "text_siglip", "text_pad", "resnet"])
+@pytest.fixture(params=TOWERS)
 def tower_and_batch(request, tiny_vit, tiny_text, tiny_resnet, ids):
     image = torch.randn(2, 3, 64, 64)
     match request.param:
@@ -33,6 +42,14 @@ def tower_and_batch(request, tiny_vit, tiny_text, tiny_resnet, ids):
             cfg, batch = replace(tiny_text, pad_id=0, pool="eos", eos_id=63), ids
         case "resnet":
             cfg, batch = tiny_resnet, image
+        case "efficientnet":
+            cfg, batch = EFFICIENTNET, image
+        case "efficientnet_lite":
+            cfg, batch = replace(EFFICIENTNET, lite=True), image
+        case "bert":
+            cfg, batch = BERT, ids
+        case "bert_class":
+            cfg, batch = replace(BERT, pool="class", proj="linear_bias"), ids
     return towers.build(cfg, EMBED_DIM).eval(), batch
 
 
@@ -80,15 +97,19 @@ def test_a_layer_that_is_not_there_is_an_index_error(tower_and_batch, asked):
 def test_attention_is_what_the_block_uses(tower_and_batch):
     tower, batch = tower_and_batch
     last = len(tower.blocks)
+    if isinstance(tower.cfg, EfficientNetConfig):
+        with pytest.raises(IndexError, match="a convolutional network has none"):
+            tower.hidden(batch, attention=(last,))
+        return
     hidden = tower.hidden(batch, layers=(last - 1, last), attention=(last, -1))
     weights = hidden.attention[last]
     assert torch.equal(weights, hidden.attention[-1])
     assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-6)
 
-    x = hidden.tokens[last - 1]
+    x, post_norm = hidden.tokens[last - 1], isinstance(tower.cfg, BertConfig)
     if "attn" in dict(tower.blocks[-1].named_children()):
         block = tower.blocks[-1]
-        x, attn = block.ln_1(x), block.attn
+        x, attn = x if post_norm else block.ln_1(x), block.attn
         residual, expected = hidden.tokens[last - 1], hidden.tokens[last]
     else:  # a ResNet attends in its pool only
         attn, residual, expected = tower.attn_pool.attn, None, tower(batch)
@@ -97,6 +118,9 @@ def test_attention_is_what_the_block_uses(tower_and_batch):
     y = attn.out_proj((weights @ values).transpose(1, 2).flatten(2))
     if residual is None:
         y = y[:, 0]
+    elif post_norm:
+        y = tower.blocks[-1].ln_1(residual + y)
+        y = tower.blocks[-1].ln_2(y + tower.blocks[-1].mlp(y))
     else:
         y = residual + y
         y = y + tower.blocks[-1].mlp(tower.blocks[-1].ln_2(y))
@@ -109,7 +133,7 @@ def test_masks_are_respected(tower_and_batch):
         return
     weights = tower.hidden(batch, attention=(1,)).attention[1]
     allowed = torch.ones(16, 16, dtype=torch.bool)
-    if tower.cfg.causal:
+    if isinstance(tower.cfg, TextConfig) and tower.cfg.causal:
         allowed = allowed.tril()
     if tower.cfg.pad_id is not None:
         allowed = allowed & (batch != 0)[:, None, None]
@@ -123,6 +147,9 @@ def test_prefix_and_grid_name_the_patches(tower_and_batch):
     if hidden.grid is not None:
         rows, columns = hidden.grid
         assert hidden.tokens[-1].shape[1] == hidden.prefix + rows * columns
+    elif tower.cfg.pool == "mean":
+        assert hidden.pooled is None
+        assert torch.equal(hidden.mask, batch != 0)
     else:
         assert hidden.pooled.shape == (len(batch),)
 

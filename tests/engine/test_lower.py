@@ -9,11 +9,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from diptych import towers
-from diptych.config import ResNetConfig, TextConfig, ViTConfig
+from diptych.config import (
+    BertConfig,
+    ConceptsConfig,
+    EfficientNetConfig,
+    PaletteConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 from diptych.engine.lower import Lowered
 
 VIT = ViTConfig(image_size=(32, 32), patch_size=8, width=64, layers=3, heads=4, mlp_dim=160)
 TEXT = TextConfig(context_length=20, vocab_size=99, width=64, layers=3, heads=4, mlp_dim=128)
+NET = EfficientNetConfig(image_size=(66, 75), width_mult=0.5, depth_mult=0.4, head_width=48)
+HALF = PaletteConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+BERT = BertConfig(context_length=20, vocab_size=99, width=64, layers=3, heads=4, mlp_dim=128)
 TOWERS = {
     "openai": replace(VIT, act="quick_gelu"),
     "laion": VIT,
@@ -24,11 +35,24 @@ TOWERS = {
     "mean": replace(VIT, pool="mean"),
     "wide": replace(VIT, image_size=(32, 48)),
     "resnet": ResNetConfig(image_size=(64, 64), layers=(1, 2, 1, 1), width=16, heads=4),
+    "efficientnet": NET,
+    "lite": replace(NET, lite=True, padding="even"),
+    "concepts": replace(
+        NET,
+        lite=True,
+        proj="concepts",
+        concepts=ConceptsConfig(num_classes=30, top=5, palette=HALF),
+    ),
+    "align": replace(NET, image_size=(289, 289), head_width=None, padding="even", proj="none"),
     "causal": replace(TEXT, act="quick_gelu"),
     "eos": replace(TEXT, pool="eos", eos_id=7),
     "first": replace(TEXT, pool="first", causal=False),
     "last": replace(TEXT, pool="last", causal=False, act="gelu_tanh", proj="linear_bias"),
     "masked": replace(TEXT, pad_id=0, pool="first", causal=False),
+    "bert": BERT,
+    "bert quick": replace(BERT, act="quick_gelu", proj="linear_bias", unit=True),
+    "bert class": replace(BERT, pool="class", act="gelu_tanh"),
+    "bert unmasked": replace(BERT, pad_id=None, proj="none"),
 }
 
 
@@ -49,7 +73,7 @@ def noisy(cfg) -> nn.Module:
 
 def batch(cfg, n=6) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    if isinstance(cfg, TextConfig):
+    if isinstance(cfg, TextConfig | BertConfig):
         ids = torch.randint(8, 98, (n, cfg.context_length), generator=generator)
         for i in range(n):
             ids[i, 3 + 2 * i :] = 0
@@ -166,6 +190,52 @@ def test_what_is_not_known_runs_unchanged(change):
 def test_a_tower_in_training_mode_runs_unchanged():
     tower, x = noisy(VIT).train(), batch(VIT)
     assert torch.equal(lowered(tower, torch.bfloat16)(x), tower(x))
+
+
+@torch.no_grad()
+def test_padding_of_bert_costs_and_changes_nothing():
+    tower, ids = noisy(BERT), batch(BERT, n=3)  # 4 to 8 real ids of 20
+    fast = lowered(tower)
+    assert torch.equal(fast(ids), fast(ids[:, :8]))
+    scattered = ids.clone()
+    scattered[0, 1] = 0  # padding may stand anywhere
+    assert (fast(scattered) - tower(scattered)).abs().max() <= 2e-6
+    lengths = []
+    hook = tower.embed
+    tower.embed = lambda ids: lengths.append(ids.shape[1]) or hook(ids)
+    fast(ids)
+    assert lengths == [8]
+
+
+@pytest.mark.parametrize("name", ["efficientnet", "bert"])
+@torch.no_grad()
+def test_changed_weights_and_adapters_of_the_other_towers_are_seen(name):
+    tower, x = noisy(TOWERS[name]), batch(TOWERS[name])
+    fast = lowered(tower)
+    before = fast(x)
+    tower.blocks[0].get_parameter(
+        "depthwise.bn.weight" if name == "efficientnet" else "mlp.c_fc.weight"
+    ).mul_(1.5)
+    assert (fast(x) - before).abs().max() > 1e-3
+    assert (fast(x) - tower(x)).abs().max() <= 1e-5
+    if name == "efficientnet":  # a statistic is no parameter, but it counts as well
+        tower.blocks[0].depthwise.bn.running_mean.add_(0.5)
+        assert (fast(x) - tower(x)).abs().max() <= 1e-5
+    tower.proj = Adapter(tower.proj)
+    assert torch.equal(fast(x), tower(x))
+
+
+@torch.no_grad()
+def test_an_efficientnet_runs_in_float32_whatever_is_asked():
+    tower, x = noisy(NET), batch(NET)
+    assert torch.equal(lowered(tower, torch.bfloat16)(x), lowered(tower)(x))
+
+
+@torch.no_grad()
+def test_many_images_are_cut_and_joined_in_order():
+    tower, x = noisy(NET), torch.randn(70, 3, 66, 75)
+    assert len(lowered(tower)(x)) == 70
+    assert (lowered(tower)(x) - tower(x)).abs().max() <= 1e-5
 
 
 @torch.no_grad()

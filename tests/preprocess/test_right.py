@@ -243,6 +243,9 @@ def test_sizes():
         Preprocess(PreprocessConfig(size=(40, 40), resize="longest", pad=9)).resize(image)
     )
     assert (padded[:10] == 9).all() and (padded[30:] == 9).all() and padded[10:30].std() > 10
+    both = PreprocessConfig(size=(20, 16), short=30, resize="squash", crop="floor")
+    want = image.resize((30, 30), Image.Resampling.BICUBIC).crop((7, 5, 23, 25))
+    assert np.array_equal(np.array(Preprocess(both).resize(image)), np.array(want))
     short = PreprocessConfig(size=(20, 20), short=30)
     want = image.resize((60, 30), Image.Resampling.BICUBIC).crop((20, 5, 40, 25))
     assert np.array_equal(np.array(Preprocess(short).resize(image)), np.array(want))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych import zoo
-from diptych.config import CLIPConfig, TextConfig, TokenizerConfig
+from diptych.config import BertConfig, CLIPConfig, TextConfig, TokenizerConfig
 from diptych.engine.device import pick_device, pick_precision
 from diptych.engine.lower import Lowered, Versions
 from diptych.engine.prompts import fill, templates_of
@@ -332,7 +332,7 @@ def _output(vectors: Tensor, out: str) -> Any:
 
 
 def _check_tokenizer(config: CLIPConfig, tokenizer: TokenizerConfig) -> None:
-    if not isinstance(config.text, TextConfig):
+    if not isinstance(config.text, TextConfig | BertConfig):
         return
     longest = config.text.context_length
     if tokenizer.context_length > longest:
@@ -340,10 +340,16 @@ def _check_tokenizer(config: CLIPConfig, tokenizer: TokenizerConfig) -> None:
             f"the tokenizer makes {tokenizer.context_length} ids, the text tower has {longest} "
             "positions: the two do not belong together"
         )
+    if config.text.pad_id not in (None, tokenizer.pad_id):
+        raise ConfigError(
+            f"the tokenizer pads with {tokenizer.pad_id}, the text tower leaves out "
+            f"{config.text.pad_id}: the two do not belong together"
+        )
 
 
 def _check_vocabulary(config: CLIPConfig, vocab_size: int) -> None:
-    if isinstance(config.text, TextConfig) and vocab_size > config.text.vocab_size:
+    known = isinstance(config.text, TextConfig | BertConfig)
+    if known and vocab_size > config.text.vocab_size:
         raise ConfigError(
             f"the tokenizer has {vocab_size} ids, the text tower {config.text.vocab_size} rows: "
             "the two do not belong together"

@@ -12,6 +12,7 @@ import torch
 from diptych import towers, zoo
 from diptych.config import (
     CLIPConfig,
+    EfficientNetConfig,
     PreprocessConfig,
     ResNetConfig,
     TextConfig,
@@ -135,7 +136,7 @@ def build(
 
 
 def _default_preprocess(config: CLIPConfig) -> PreprocessConfig:
-    if isinstance(config.visual, ViTConfig | ResNetConfig):
+    if isinstance(config.visual, ViTConfig | ResNetConfig | EfficientNetConfig):
         return PreprocessConfig(size=config.visual.image_size)
     raise ConfigError(f"give preprocess=: nothing is known of {type(config.visual).__name__}")
 

@@ -2,6 +2,7 @@
 
 - q, k, v are fused and weights packed for oneDNN; the residual stream and every norm stay fp32.
 - Texts of causal towers run at their real length: what stands after EOT cannot reach it.
+- BERT's texts are cut to the longest real one of the batch: padding reaches nothing there.
 - The last block computes only the pooled position, where there is one.
 - A tower is lowered only if every module in it is exactly of a type known here and nothing hooks
   into it; anything else (LoRA, hooks, a tower of another package) runs unchanged.
@@ -13,24 +14,27 @@ import threading
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.engine.lower_conv import FastEfficientNet, FastResNet
+from diptych.engine.lower_parts import Dense, attend, pack_mlp
 from diptych.model.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 from diptych.model.text import TextTransformer
-from diptych.model.transformer import ACTIVATIONS, MLP, Attention, AttentionPool, Block
+from diptych.model.transformer import MLP, Attention, AttentionPool, Block, Hidden
 from diptych.model.vision import VisionTransformer, resize_positions
+from diptych.towers.bert import BertBlock, BertEncoder
+from diptych.towers.concepts import ConceptHead, Palette
+from diptych.towers.efficientnet import ConvNorm, EfficientNet, MBConv, SqueezeExcite
 
 __all__ = ["Lowered", "Versions"]
 
 _KNOWN = {
     *(VisionTransformer, TextTransformer, ModifiedResNet, Bottleneck, AttentionPool2d),
-    *(AttentionPool, Attention, Block, MLP),
+    *(AttentionPool, Attention, Block, MLP, BertEncoder, BertBlock),
+    *(EfficientNet, MBConv, ConvNorm, SqueezeExcite, ConceptHead, Palette, nn.SiLU, nn.ReLU6),
     *(nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d, nn.Embedding, nn.AvgPool2d),
     *(nn.Identity, nn.ModuleList, nn.Sequential),
 }
-# torch's fused activations of a packed linear; swish(1.702 x) / 1.702 is QuickGELU
-_FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "quick_gelu": ("swish", "")}
 
 
 class Versions:
@@ -88,8 +92,12 @@ class Lowered:
                 return _Vision(self.tower, self.dtype)
             case TextTransformer() if self.tower.cfg.pad_id is None:
                 return _Text(self.tower, self.dtype)
+            case BertEncoder():
+                return _Bert(self.tower, self.dtype)
+            case EfficientNet():
+                return FastEfficientNet(self.tower)
             case ModifiedResNet() if self.dtype == torch.bfloat16:
-                return _ResNet(self.tower, self.dtype)
+                return FastResNet(self.tower, self.dtype)
         return self.tower
 
     def __getstate__(self):
@@ -99,55 +107,6 @@ class Lowered:
         self.__init__(state["tower"], dtype=state["dtype"])
 
 
-class _Dense:
-    """Layers (weight [out in], bias) that share their input, as one product; an activation may
-    follow. In fp32 the reference's own tensors are used, so nothing is copied.
-    """
-
-    def __init__(self, *layers, dtype: torch.dtype, act: str | None = None):
-        self.layers = [(a.weight, a.bias) if isinstance(a, nn.Linear) else a for a in layers]
-        self.sizes = [len(weight) for weight, _ in self.layers]
-        self.act = act
-        self.weight = self.bias = None
-        if dtype == torch.float32:
-            return
-        # QuickGELU's factor goes into this layer; `_mlp` takes it out of the next one
-        scale = 1.702 if act == "quick_gelu" else 1.0
-        weights, biases = zip(*self.layers, strict=True)
-        self.weight = (torch.cat([w.detach() for w in weights]) * scale).to(dtype)
-        if biases[0] is not None:
-            self.bias = (torch.cat([b.detach() for b in biases]) * scale).to(dtype)
-        self.packed = self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of each linear layer, in order."""
-        if self.weight is None:
-            out = tuple(F.linear(x, weight, bias) for weight, bias in self.layers)
-            return tuple(map(ACTIVATIONS[self.act], out)) if self.act else out
-        if self.packed:
-            attr, algorithm = _FUSED[self.act] if self.act else ("none", "")
-            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attr, [], algorithm)
-        else:
-            y = F.linear(x, self.weight, self.bias)
-            if self.act:
-                y = F.silu(y) if self.act == "quick_gelu" else ACTIVATIONS[self.act](y)
-        return y.split(self.sizes, dim=-1)
-
-
-def _mlp(mlp: MLP, act: str, dtype: torch.dtype) -> tuple[_Dense, _Dense]:
-    weight = mlp.c_proj.weight
-    if act == "quick_gelu" and dtype != torch.float32:
-        weight = weight / 1.702
-    return _Dense(mlp.c_fc, dtype=dtype, act=act), _Dense((weight, mlp.c_proj.bias), dtype=dtype)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, **mask) -> Tensor:
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # n h s k
-    return F.scaled_dot_product_attention(q, k, v, **mask).transpose(1, 2).flatten(2)
-
-
 class _Block:
     """One residual block. With `rows`, only those positions are computed, one for each item."""
 
@@ -155,17 +114,17 @@ class _Block:
         a = block.attn
         self.block, self.dtype, self.heads, self.causal = block, dtype, a.heads, a.causal
         if pooled:
-            self.q, self.kv = _Dense(a.q_proj, dtype=dtype), _Dense(a.k_proj, a.v_proj, dtype=dtype)
+            self.q, self.kv = Dense(a.q_proj, dtype=dtype), Dense(a.k_proj, a.v_proj, dtype=dtype)
         else:
-            self.qkv = _Dense(a.q_proj, a.k_proj, a.v_proj, dtype=dtype)
-        self.out = _Dense(a.out_proj, dtype=dtype)
-        self.fc, self.proj = _mlp(block.mlp, act, dtype)
+            self.qkv = Dense(a.q_proj, a.k_proj, a.v_proj, dtype=dtype)
+        self.out = Dense(a.out_proj, dtype=dtype)
+        self.fc, self.proj = pack_mlp(block.mlp, act, dtype)
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         y = self.block.ln_1(x).to(self.dtype)
         if rows is None:
             q, k, v = self.qkv(y)
-            y = _attend(q, k, v, self.heads, is_causal=self.causal)
+            y = attend(q, k, v, self.heads, is_causal=self.causal)
         else:
             each = torch.arange(x.shape[0], device=x.device)
             (q,), (k, v) = self.q(y[each, rows][:, None]), self.kv(y)
@@ -173,7 +132,7 @@ class _Block:
             if self.causal:
                 mask = torch.arange(x.shape[1], device=x.device) <= rows[:, None]  # n s
                 mask = mask[:, None, None]
-            y = _attend(q, k, v, self.heads, attn_mask=mask)
+            y = attend(q, k, v, self.heads, attn_mask=mask)
             x = x[each, rows][:, None]  # n 1 d
         x = x + self.out(y)[0]
         y = self.block.ln_2(x).to(self.dtype)
@@ -193,13 +152,13 @@ class _AttentionPool:
 
     def __init__(self, pool: AttentionPool, dtype: torch.dtype):
         self.pool, self.dtype, attn = pool, dtype, pool.attn
-        self.kv = _Dense(attn.k_proj, attn.v_proj, dtype=dtype)
+        self.kv = Dense(attn.k_proj, attn.v_proj, dtype=dtype)
         self.query = attn.q_proj(pool.probe).detach().to(dtype)  # 1 1 d
 
     def __call__(self, x: Tensor) -> Tensor:
         pool, attn = self.pool, self.pool.attn
         k, v = self.kv(x.to(self.dtype))
-        x = _attend(self.query.expand(len(x), -1, -1), k, v, attn.heads)
+        x = attend(self.query.expand(len(x), -1, -1), k, v, attn.heads)
         x = attn.out_proj(x.float())[:, 0]
         return x + pool.mlp(pool.ln(x))
 
@@ -209,7 +168,7 @@ class _Vision:
         self.tower, self.dtype, cfg = tower, dtype, tower.cfg
         self.pooled = cfg.pool == "class"
         conv = tower.patch_embed
-        self.patch_embed = _Dense((conv.weight.flatten(1), conv.bias), dtype=dtype)
+        self.patch_embed = Dense((conv.weight.flatten(1), conv.bias), dtype=dtype)
         self.blocks = _blocks(tower, dtype, pooled=self.pooled)
         if isinstance(tower.attn_pool, AttentionPool):
             self.attn_pool = _AttentionPool(tower.attn_pool, dtype)
@@ -259,58 +218,54 @@ class _Text:
         return tower.project(tower.ln_final(x))
 
 
-class _Conv:
-    """A convolution with its batch norm folded in, channels last."""
+class _PostNorm:
+    """One of BERT's blocks. With `pooled`, only the first position is computed."""
 
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, dtype: torch.dtype):
-        mean, variance = bn.get_buffer("running_mean"), bn.get_buffer("running_var")
-        scale = bn.weight / (variance + bn.eps).sqrt()
-        weight = conv.weight * scale[:, None, None, None]
-        self.weight = weight.to(dtype, memory_format=torch.channels_last)
-        self.bias = (bn.bias - mean * scale).to(dtype)
-        self.stride, self.padding = conv.stride, conv.padding
+    def __init__(self, block: BertBlock, act: str, dtype: torch.dtype, *, pooled: bool):
+        a = block.attn
+        self.block, self.dtype, self.heads, self.pooled = block, dtype, a.heads, pooled
+        how = {"dtype": dtype, "pack": True}
+        if pooled:
+            self.q, self.kv = Dense(a.q_proj, **how), Dense(a.k_proj, a.v_proj, **how)
+        else:
+            self.qkv = Dense(a.q_proj, a.k_proj, a.v_proj, **how)
+        self.out = Dense(a.out_proj, **how)
+        self.fc, self.proj = pack_mlp(block.mlp, act, dtype, pack=True)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        y = x.to(self.dtype)
+        if self.pooled:
+            x = x[:, :1]
+            (q,), (k, v) = self.q(y[:, :1]), self.kv(y)
+        else:
+            q, k, v = self.qkv(y)
+        y = attend(q, k, v, self.heads, attn_mask=mask)
+        x = self.block.ln_1(x + self.out(y)[0])
+        return self.block.ln_2(x + self.proj(*self.fc(x.to(self.dtype)))[0])
 
 
-class _ResNet:
-    """Convolutions in `dtype`; the shortcut is carried in fp32."""
-
-    def __init__(self, tower: ModifiedResNet, dtype: torch.dtype):
-        self.tower, self.dtype = tower, dtype
-        with torch.no_grad():
-            self.stem = [_Conv(*pair, dtype) for pair in tower.stem_pairs()]
-            bottlenecks = [b for b in tower.modules() if isinstance(b, Bottleneck)]  # in order
-            self.bottlenecks = [self._bottleneck(b) for b in bottlenecks]
-        attn = tower.attn_pool.attn
-        self.q = _Dense(attn.q_proj, dtype=dtype)
-        self.kv = _Dense(attn.k_proj, attn.v_proj, dtype=dtype)
-
-    def _bottleneck(self, b: Bottleneck):
-        convs = [
-            _Conv(*p, self.dtype) for p in ((b.conv1, b.bn1), (b.conv2, b.bn2), (b.conv3, b.bn3))
+class _Bert:
+    def __init__(self, tower: BertEncoder, dtype: torch.dtype):
+        self.tower, cfg = tower, tower.cfg
+        last = len(tower.blocks) - 1
+        self.blocks = [
+            _PostNorm(block, cfg.act, dtype, pooled=cfg.pool == "class" and i == last)
+            for i, block in enumerate(tower.blocks)
+            if isinstance(block, BertBlock)
         ]
-        shortcut = None
-        if b.downsample is not None:
-            pool, conv, bn = b.downsample
-            assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
-            shortcut = (pool, _Conv(conv, bn, self.dtype))
-        return convs, b.avgpool, shortcut
 
-    def __call__(self, image: Tensor) -> Tensor:
-        x = image.to(self.dtype, memory_format=torch.channels_last)
-        for conv in self.stem:
-            x = F.relu(conv(x))
-        x = F.avg_pool2d(x, 2).float()
-        for (conv1, conv2, conv3), avgpool, shortcut in self.bottlenecks:
-            low = x.to(self.dtype)
-            y = conv3(avgpool(F.relu(conv2(F.relu(conv1(low))))))
-            if shortcut is not None:
-                pool, conv = shortcut
-                x = conv(pool(low)).float()
-            x = F.relu(x + y)
-        grid, attn = (x.shape[-2], x.shape[-1]), self.tower.attn_pool.attn
-        x = self.tower.attn_pool.embed(x.flatten(2).transpose(1, 2), grid).to(self.dtype)
-        (q,), (k, v) = self.q(x[:, :1]), self.kv(x)
-        return attn.out_proj(_attend(q, k, v, attn.heads).float())[:, 0]
+    def __call__(self, ids: Tensor) -> Tensor:
+        tower, cfg = self.tower, self.tower.cfg
+        real = mask = None
+        if cfg.pad_id is not None:
+            real = ids != cfg.pad_id
+            s = int((real * torch.arange(1, ids.shape[1] + 1, device=ids.device)).max())
+            ids, real = ids[:, :s], real[:, :s]
+            mask = None if bool(real.all()) else real[:, None, None]  # n 1 1 s
+        x = tower.embed(ids) + (
+            tower.type_embedding[0] + tower.positional_embedding[: ids.shape[1]]
+        )
+        x = tower.ln_embed(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return tower.project(tower.pool(x, Hidden(tokens={}, attention={}, mask=real)))

@@ -48,6 +48,7 @@ class Hidden:
     grid: rows and columns of patches; None for text.
     mask: [n s], True where a token is real; None if all are.
     pooled: [n], the position that a text tower pools; None otherwise.
+    beside: [n c], what reaches the pool beside the tokens (colours, for a `Palette`).
     """
 
     tokens: dict[int, Tensor]
@@ -56,6 +57,7 @@ class Hidden:
     grid: tuple[int, int] | None = None
     mask: Tensor | None = None
     pooled: Tensor | None = None
+    beside: Tensor | None = None
 
 
 class Attention(nn.Module):

@@ -43,7 +43,7 @@ def target_size(config: PreprocessConfig, width: int, height: int) -> tuple[int,
     rows, columns = config.size
     match config.resize:
         case "squash":
-            return columns, rows
+            return (columns, rows) if config.short is None else (config.short, config.short)
         case "shortest" if rows == columns or config.short is not None:
             side = config.short or rows
             long = int(side * max(width, height) / min(width, height))

@@ -15,9 +15,19 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from diptych.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig, register
+from diptych.config import (
+    BertConfig,
+    CLIPConfig,
+    EfficientNetConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+    register,
+)
 from diptych.errors import ConfigError
 from diptych.model import CLIP, ModifiedResNet, TextTransformer, VisionTransformer
+from diptych.towers.bert import BertEncoder
+from diptych.towers.efficientnet import EfficientNet
 from diptych.towers.initialise import initialise_
 
 __all__ = ["Family", "build", "families", "outline"]
@@ -52,7 +62,9 @@ def _initialised(tower: type[nn.Module]) -> Callable[[Any, int], nn.Module]:
 _BUILT_IN = (
     Family(config=ViTConfig, build=_initialised(VisionTransformer)),
     Family(config=ResNetConfig, build=_initialised(ModifiedResNet)),
+    Family(config=EfficientNetConfig, build=_initialised(EfficientNet)),
     Family(config=TextConfig, build=_initialised(TextTransformer)),
+    Family(config=BertConfig, build=_initialised(BertEncoder)),
 )
 
 

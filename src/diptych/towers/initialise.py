@@ -1,8 +1,10 @@
-"""The original starting values of each tower: openai/CLIP's and google-research/big_vision's.
+"""The original starting values of each tower: those of the code that trained the first of its kind.
 
 - openai: `CLIP.initialize_parameters` for text and ResNet; the vision transformer keeps what
   `nn.MultiheadAttention` and `nn.Linear` do by themselves.
 - big_vision (SigLIP, CLIPA): `models/vit.py` and `text_transformer.py`; Xavier, MLP biases of 1e-6.
+- EfficientNet: tensorflow/tpu, `efficientnet_model.py`; BERT: google-research/bert, `modeling.py`;
+  the projection of both as openai/CLIP's.
 """
 
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from diptych.model.resnet import Bottleneck, ModifiedResNet
 from diptych.model.text import TextTransformer
 from diptych.model.transformer import MLP, Attention, AttentionPool, Block
 from diptych.model.vision import VisionTransformer
+from diptych.towers.bert import BertEncoder
+from diptych.towers.efficientnet import EfficientNet
 
 __all__ = ["initialise_", "sincos2d"]
 
@@ -32,6 +36,10 @@ def initialise_(tower: nn.Module) -> None:
             _text(tower)
         case ModifiedResNet():
             _resnet(tower)
+        case EfficientNet():
+            _efficientnet(tower)
+        case BertEncoder():
+            _bert(tower)
 
 
 def _vision(tower: VisionTransformer) -> None:
@@ -92,6 +100,31 @@ def _resnet(tower: ModifiedResNet) -> None:
         nn.init.normal_(linear.weight, std=std)
     for bottleneck in _each(tower, Bottleneck):
         nn.init.zeros_(bottleneck.bn3.weight)
+
+
+def _efficientnet(tower: EfficientNet) -> None:
+    for conv in _each(tower, nn.Conv2d):
+        fan_out = conv.weight[0, 0].numel() * conv.out_channels // conv.groups
+        nn.init.normal_(conv.weight, std=(2 / fan_out) ** 0.5)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+    _projection(tower.proj)
+
+
+def _bert(tower: BertEncoder) -> None:
+    tables = [tower.positional_embedding, tower.type_embedding, tower.token_embedding.weight]
+    for linear in _each(tower, nn.Linear):
+        tables.append(linear.weight)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    for table in tables:
+        nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+    _projection(tower.proj)
+
+
+def _projection(proj: nn.Module) -> None:
+    if isinstance(proj, nn.Linear):
+        nn.init.normal_(proj.weight, std=proj.in_features**-0.5)
 
 
 def _big_vision(tower: nn.Module) -> None:

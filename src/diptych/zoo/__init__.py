@@ -10,10 +10,11 @@ from diptych.zoo.facts import describe, num_parameters
 from diptych.zoo.identity import fingerprint, identify, sha256_of, verify
 from diptych.zoo.opening import open_model
 from diptych.zoo.reading import read, read_state_dict
-from diptych.zoo.registry import Hub, Row, Url, get, list_models
+from diptych.zoo.registry import Asset, Hub, Row, Url, get, list_models
 from diptych.zoo.writing import save, write
 
 __all__ = [
+    "Asset",
     "Checkpoint",
     "Format",
     "Hub",

@@ -1,10 +1,11 @@
 """Where files lie on this machine: our cache, openai/CLIP's, and the Hugging Face cache."""
 
 import os
+from importlib import resources
 from pathlib import Path
 
 from diptych.errors import ModelNotFoundError
-from diptych.zoo.registry import Hub, Row, Url
+from diptych.zoo.registry import Asset, Hub, Row, Url
 
 __all__ = ["cache_folder", "find", "hub_snapshots", "locate"]
 
@@ -36,6 +37,8 @@ def find(row: Row, *, cache: Path | None = None) -> Path | None:
     """
     ours = cache or cache_folder()
     match row.source:
+        case Asset(file=file):
+            files = [Path(str(resources.files("diptych").joinpath("assets", file)))]
         case Url(url=url):
             name = url.rsplit("/", 1)[-1]
             places = [folder_for(row, ours), ours, Path.home() / ".cache" / "clip"]
@@ -72,6 +75,11 @@ def locate(row: Row, *, cache: Path | None = None) -> Path:
     if found is not None:
         return found
     match row.source:
+        case Asset(file=file):
+            raise ModelNotFoundError(
+                f"{row.name}: {file} is missing from this installation. Type: pip install "
+                "--force-reinstall --no-deps diptych"
+            )
         case Url(url=url):
             what = f"fetch {url}"
         case Hub(repo=repo, revision=revision, weights=weights, beside=beside):

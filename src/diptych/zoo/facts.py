@@ -4,7 +4,7 @@ from typing import Any
 
 from diptych.config import CLIPConfig, to_dict
 from diptych.towers import outline
-from diptych.zoo.registry import Hub, Row, Url
+from diptych.zoo.registry import Asset, Hub, Row, Url
 
 __all__ = ["describe", "num_parameters"]
 
@@ -19,6 +19,8 @@ def num_parameters(config: CLIPConfig) -> dict[str, int]:
 def describe(row: Row) -> dict[str, Any]:
     """A row as names and JSON-ready values."""
     match row.source:
+        case Asset(file=file):
+            source = f"in this package: assets/{file}"
         case Url(url=url):
             source = url
         case Hub(repo=repo, revision=revision):

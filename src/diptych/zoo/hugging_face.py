@@ -16,6 +16,7 @@ from typing import Any
 from diptych.config import (
     OPENAI_MEAN,
     OPENAI_STD,
+    Activation,
     CLIPConfig,
     PreprocessConfig,
     TextConfig,
@@ -26,9 +27,18 @@ from diptych.errors import CheckpointError, ConfigError
 from diptych.zoo.settings import Settings, pair, read_json, triple
 from diptych.zoo.vocabulary import SIGLIP_PADDING, find_vocabulary, merges
 
-__all__ = ["read_config", "read_preprocess", "read_tokenizer", "write_config", "write_preprocess"]
+__all__ = [
+    "ACTIVATIONS",
+    "part_of",
+    "read_config",
+    "read_preprocess",
+    "read_tokenizer",
+    "sides",
+    "write_config",
+    "write_preprocess",
+]
 
-_ACT = {
+ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -86,23 +96,26 @@ def read_config(data: Any, where: str) -> CLIPConfig:
         raise CheckpointError(f"{where}: is not a JSON object.")
     match data.get("model_type"):
         case "clip":
-            text, vision = _part(data, "text", _CLIP_TEXT), _part(data, "vision", _CLIP_VISION)
+            text, vision = part_of(data, "text", _CLIP_TEXT), part_of(data, "vision", _CLIP_VISION)
             return CLIPConfig(
                 embed_dim=data.get("projection_dim", 512),
                 visual=_vision(vision, where),
                 text=_clip_text(text, where),
             )
         case "siglip":
-            text, vision = _part(data, "text", _SIGLIP_TEXT), _part(data, "vision", _SIGLIP_VISION)
+            text, vision = (
+                part_of(data, "text", _SIGLIP_TEXT),
+                part_of(data, "vision", _SIGLIP_VISION),
+            )
             return _siglip(text, vision, where)
         case other:
             raise ConfigError(
-                f"{where}: model_type {other!r} cannot be read; known: 'clip', 'siglip'. Towers of "
-                "other kinds come with packages: see diptych.towers.Family."
+                f"{where}: model_type {other!r} cannot be read; known: 'align', 'clip', 'siglip'. "
+                "Towers of other kinds come with packages: see diptych.towers.Family."
             )
 
 
-def _part(data: dict[str, Any], side: str, defaults: dict[str, Any]) -> dict[str, Any]:
+def part_of(data: dict[str, Any], side: str, defaults: dict[str, Any]) -> dict[str, Any]:
     """Defaults, then `<side>_config`; `<side>_config_dict`, where old files have it, wins whole."""
     given = {k: v for k, v in (data.get(f"{side}_config") or {}).items() if k in defaults}
     older = data.get(f"{side}_config_dict")
@@ -113,11 +126,11 @@ def _part(data: dict[str, Any], side: str, defaults: dict[str, Any]) -> dict[str
 
 def _act(part: dict[str, Any], where: str) -> Any:
     name = part["hidden_act"]
-    if name not in _ACT:
+    if name not in ACTIVATIONS:
         raise ConfigError(
-            f"{where}: hidden_act = {name!r} cannot be computed; known: {list(_ACT)}."
+            f"{where}: hidden_act = {name!r} cannot be computed; known: {list(ACTIVATIONS)}."
         )
-    return _ACT[name]
+    return ACTIVATIONS[name]
 
 
 def _common(part: dict[str, Any], where: str) -> dict[str, Any]:
@@ -211,17 +224,18 @@ def read_preprocess(data: Any, config: CLIPConfig, where: str) -> PreprocessConf
     }
     square = isinstance(size, dict) and "height" in size
     if square and not crops:
-        return PreprocessConfig(size=_sides(size, where), resize="squash", **common)
+        return PreprocessConfig(size=sides(size, where), resize="squash", **common)
     if square or not crops:
         raise ConfigError(f"{where}: size {size} with do_center_crop {crops} cannot be done.")
     short = size.get("shortest_edge") if isinstance(size, dict) else size
-    sides = _sides(crop, where)
-    if type(short) is not int or short < max(sides) or sides[0] != sides[1]:
+    window = sides(crop, where)
+    if type(short) is not int or short < max(window) or window[0] != window[1]:
         raise ConfigError(f"{where}: size {size} and crop_size {crop} cannot be done together.")
-    return PreprocessConfig(size=sides, short=None if short == sides[0] else short, **common)
+    return PreprocessConfig(size=window, short=None if short == window[0] else short, **common)
 
 
-def _sides(size: Any, where: str) -> tuple[int, int]:
+def sides(size: Any, where: str) -> tuple[int, int]:
+    """(height, width) of a processor's "size", a dict or numbers."""
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     return pair(size, f"{where}: size")
@@ -358,7 +372,7 @@ def write_preprocess(preprocess: PreprocessConfig, *, siglip: bool) -> dict[str,
         "rescale_factor": 1 / 255,
     }
     match preprocess.resize:
-        case "squash":
+        case "squash" if preprocess.short is None:
             name = "SiglipImageProcessor" if siglip else "CLIPImageProcessor"
             out |= {"image_processor_type": name, "size": {"height": height, "width": width}}
             return out if siglip else out | {"do_center_crop": False}
@@ -368,7 +382,7 @@ def write_preprocess(preprocess: PreprocessConfig, *, siglip: bool) -> dict[str,
             return out | {"crop_size": {"height": height, "width": width}}
     raise ConfigError(
         f"Hugging Face's processors cannot state resize={preprocess.resize!r} with the size "
-        f"{preprocess.size}. Save with format='diptych'."
+        f"{preprocess.size} and short={preprocess.short}. Save with format='diptych'."
     )
 
 

@@ -19,8 +19,11 @@ from torch import Tensor
 from diptych.errors import CheckpointError
 
 __all__ = [
+    "BERT",
     "CUSTOM_TEXT",
     "CUSTOM_TEXT_LINEAR",
+    "EFFICIENTNET_LITE",
+    "HF_ALIGN",
     "HF_CLIP",
     "HF_SIGLIP",
     "OPENAI",
@@ -38,7 +41,7 @@ __all__ = [
     "restore",
 ]
 
-Op = Literal["copy", "transpose", "scalar", "one", "row", "qkv", "kv", "drop"]
+Op = Literal["copy", "transpose", "scalar", "one", "row", "qkv", "kv", "neg_log", "drop"]
 
 
 class Rule(NamedTuple):
@@ -47,6 +50,7 @@ class Rule(NamedTuple):
     copy: the same tensor. transpose: of a matrix. drop: a foreign key that says nothing.
     scalar: ours is 0-d, theirs 0-d (read: or [1]). one: ours is 0-d, theirs [1] (read: or 0-d).
     row: theirs has a leading axis of 1 that ours has not.
+    neg_log: ours is -log of theirs, both 0-d; back it is the same number up to rounding.
     qkv, kv: theirs holds the parts one below the other; "*" in our key stands for q, k, v.
     """
 
@@ -197,6 +201,61 @@ HF_SIGLIP = (
 )
 
 
+def _bert(theirs: str) -> tuple[Rule, ...]:
+    """transformers' `BertModel`; the tanh pooler is no part of a tower and is dropped."""
+    layer, block = theirs + r"encoder\.layer\.(\d+)\.", r"text.blocks.\1."
+    table = theirs + r"embeddings\."
+    return (
+        Rule(table + r"word_embeddings\.weight", "text.token_embedding.weight"),
+        Rule(table + r"position_embeddings\.weight", "text.positional_embedding"),
+        Rule(table + r"token_type_embeddings\.weight", "text.type_embedding"),
+        Rule(table + r"LayerNorm\.(\w+)", r"text.ln_embed.\1"),
+        Rule(table + r"(?:position_ids|token_type_ids)", op="drop"),  # indices, in old files only
+        Rule(layer + r"attention\.self\.query\.(\w+)", block + r"attn.q_proj.\2"),
+        Rule(layer + r"attention\.self\.key\.(\w+)", block + r"attn.k_proj.\2"),
+        Rule(layer + r"attention\.self\.value\.(\w+)", block + r"attn.v_proj.\2"),
+        Rule(layer + r"attention\.output\.dense\.(\w+)", block + r"attn.out_proj.\2"),
+        Rule(layer + r"attention\.output\.LayerNorm\.(\w+)", block + r"ln_1.\2"),
+        Rule(layer + r"intermediate\.dense\.(\w+)", block + r"mlp.c_fc.\2"),
+        Rule(layer + r"output\.dense\.(\w+)", block + r"mlp.c_proj.\2"),
+        Rule(layer + r"output\.LayerNorm\.(\w+)", block + r"ln_2.\2"),
+        Rule(theirs + r"pooler\.dense\.(?:weight|bias)", op="drop"),
+    )
+
+
+BERT = _bert("")
+EFFICIENTNET_LITE = (  # efficientnet-lite-pytorch, which names B0 to B8 alike
+    Rule(r"_conv_stem\.weight", "visual.stem.conv.weight"),
+    Rule(r"_bn0\.(\w+)", r"visual.stem.bn.\1"),
+    Rule(r"_blocks\.(\d+)\._expand_conv\.weight", r"visual.blocks.\1.expand.conv.weight"),
+    Rule(r"_blocks\.(\d+)\._bn0\.(\w+)", r"visual.blocks.\1.expand.bn.\2"),
+    Rule(r"_blocks\.(\d+)\._depthwise_conv\.weight", r"visual.blocks.\1.depthwise.conv.weight"),
+    Rule(r"_blocks\.(\d+)\._bn1\.(\w+)", r"visual.blocks.\1.depthwise.bn.\2"),
+    Rule(r"_blocks\.(\d+)\._se_(reduce|expand)\.(\w+)", r"visual.blocks.\1.squeeze.\2.\3"),
+    Rule(r"_blocks\.(\d+)\._project_conv\.weight", r"visual.blocks.\1.project.conv.weight"),
+    Rule(r"_blocks\.(\d+)\._bn2\.(\w+)", r"visual.blocks.\1.project.bn.\2"),
+    Rule(r"_conv_head\.weight", "visual.head.conv.weight"),
+    Rule(r"_bn1\.(\w+)", r"visual.head.bn.\1"),
+    Rule(r"_fc\.(weight|bias)", r"visual.proj.classifier.\1"),  # of ImageNet's 1000 classes
+)
+
+_BLOCK, _OURS = r"vision_model\.encoder\.blocks\.(\d+)\.", r"visual.blocks.\1."
+HF_ALIGN = (
+    *_bert(r"text_model\."),
+    Rule(r"text_projection\.(weight|bias)", r"text.proj.\1"),
+    Rule(r"temperature", "logit_scale", "neg_log"),
+    Rule(r"vision_model\.embeddings\.convolution\.weight", "visual.stem.conv.weight"),
+    Rule(r"vision_model\.embeddings\.batchnorm\.(\w+)", r"visual.stem.bn.\1"),
+    Rule(_BLOCK + r"expansion\.expand_conv\.weight", _OURS + "expand.conv.weight"),
+    Rule(_BLOCK + r"expansion\.expand_bn\.(\w+)", _OURS + r"expand.bn.\2"),
+    Rule(_BLOCK + r"depthwise_conv\.depthwise_conv\.weight", _OURS + "depthwise.conv.weight"),
+    Rule(_BLOCK + r"depthwise_conv\.depthwise_norm\.(\w+)", _OURS + r"depthwise.bn.\2"),
+    Rule(_BLOCK + r"squeeze_excite\.(reduce|expand)\.(\w+)", _OURS + r"squeeze.\2.\3"),
+    Rule(_BLOCK + r"projection\.project_conv\.weight", _OURS + "project.conv.weight"),
+    Rule(_BLOCK + r"projection\.project_bn\.(\w+)", _OURS + r"project.bn.\2"),
+)
+
+
 def rename(
     state_dict: Mapping[str, Tensor], rules: Sequence[Rule], *, source: str
 ) -> dict[str, Tensor]:
@@ -242,6 +301,8 @@ def restore(state_dict: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str
                 out[name] = tensor.reshape(1)
             case "row":
                 out[name] = tensor[None].contiguous()
+            case "neg_log":
+                out[name] = tensor.double().neg().exp().to(tensor.dtype)
             case _:
                 out[name] = tensor.contiguous()
     if unfinished := sorted(parts.keys() - out.keys()):
@@ -275,6 +336,8 @@ def _read(rule: Rule, name: str, tensor: Tensor, where: str) -> list[tuple[str, 
             return [(name, tensor.T)]
         case "scalar" | "one" if tensor.numel() == 1:
             return [(name, tensor.reshape(()))]
+        case "neg_log" if tensor.numel() == 1 and bool(tensor > 0):
+            return [(name, tensor.reshape(()).double().log().neg().to(tensor.dtype))]
         case "row" if tensor.ndim > 1 and shape[0] == 1:
             return [(name, tensor[0])]
         case "qkv" | "kv" if tensor.ndim and shape[0] % len(rule.op) == 0:

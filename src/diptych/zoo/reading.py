@@ -9,11 +9,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diptych.config import CLIPConfig, PreprocessConfig, ResNetConfig, TokenizerConfig, ViTConfig
+from diptych.config import (
+    CLIPConfig,
+    EfficientNetConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TokenizerConfig,
+    ViTConfig,
+)
 from diptych.errors import CheckpointError, ConfigError
 from diptych.towers import families
-from diptych.zoo import hugging_face, keymaps, native, open_clip, openai
+from diptych.zoo import align, hugging_face, keymaps, native, open_clip, openai
 from diptych.zoo.checkpoint import Checkpoint, Format, check_shapes, expected_shapes
+from diptych.zoo.int8 import dequantise
 from diptych.zoo.keymaps import Rule, rename
 from diptych.zoo.registry import Row, get
 from diptych.zoo.settings import differences, read_json
@@ -113,7 +121,7 @@ def _read_native(
 ) -> Checkpoint:
     facts = native.decode(tensors.metadata[native.KEY], str(path))
     _agree(facts.config, config, path, row)
-    state_dict = dict(tensors.state_dict)
+    state_dict = dequantise(tensors.state_dict, str(path))
     vocabulary = state_dict.pop(native.VOCABULARY, None)
     folder = native.unpack(vocabulary, facts.tokenizer) if vocabulary is not None else None
     return Checkpoint(
@@ -130,7 +138,7 @@ def _read_native(
 
 
 def _image_size(config: CLIPConfig) -> tuple[int, int]:
-    if isinstance(config.visual, ViTConfig | ResNetConfig):
+    if isinstance(config.visual, ViTConfig | ResNetConfig | EfficientNetConfig):
         return config.visual.image_size
     return 224, 224  # a registered tower; a row or a folder says better
 
@@ -204,7 +212,10 @@ def _read_open_clip(
 def _read_hf(
     path: Path, given: CLIPConfig | None, rules: Sequence[Rule] | None, *, row: Row | None
 ) -> Checkpoint:
-    config = hugging_face.read_config(read_json(path / "config.json"), str(path / "config.json"))
+    data = read_json(path / "config.json")
+    of_align = isinstance(data, dict) and data.get("model_type") == "align"
+    family = align if of_align else hugging_face
+    config = family.read_config(data, str(path / "config.json"))
     notes = _agree(config, given, path, row)
     config = given or config
     processor = path / "preprocessor_config.json"
@@ -215,13 +226,14 @@ def _read_hf(
         square = {"height": side, "width": side}
         sigmoid = config.loss == "sigmoid"
         settings = {"size": square} if sigmoid else {"size": side, "crop_size": side}
+        settings = align.PUBLISHED_PIXELS if of_align else settings
         notes.append("no preprocessor_config.json: took the family's default")
-    tokenizer, more = hugging_face.read_tokenizer(config, path)
+    tokenizer, more = family.read_tokenizer(config, path)
     tensors = _hf_tensors(path)
     return Checkpoint(
         state_dict=translate(tensors, config, rules, source=str(path)),
         config=config,
-        preprocess=hugging_face.read_preprocess(settings, config, str(processor)),
+        preprocess=family.read_preprocess(settings, config, str(processor)),
         tokenizer=tokenizer,
         folder=path,
         format="hf",
@@ -265,6 +277,9 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 # --- translation ------------------------------------------------------------------------------
 
 
+_HF_TABLES = (keymaps.HF_CLIP, keymaps.HF_SIGLIP, keymaps.HF_ALIGN)
+
+
 def translate(
     state_dict: dict[str, Tensor],
     config: CLIPConfig,
@@ -286,7 +301,7 @@ def translate(
         if type(side) in families()
         for rule in families()[type(side)].rules
     )
-    tables = [(*own, *table) for table in (first, keymaps.HF_CLIP, keymaps.HF_SIGLIP)]
+    tables = [(*own, *table) for table in (first, *_HF_TABLES)]
     best = max(tables, key=lambda table: keymaps.count(state_dict, table))
     known = keymaps.count(state_dict, best)
     if known < len(state_dict) and known < len(state_dict.keys() & expected_shapes(config).keys()):

@@ -14,7 +14,11 @@ from functools import cache
 from typing import Any
 
 from diptych.config import (
+    BertConfig,
     CLIPConfig,
+    ConceptsConfig,
+    EfficientNetConfig,
+    PaletteConfig,
     PreprocessConfig,
     ResNetConfig,
     TextConfig,
@@ -27,7 +31,7 @@ from diptych.zoo.open_clip import WEIGHT_FILES
 from diptych.zoo.trunks import TIMM
 from diptych.zoo.vocabulary import wordpiece
 
-__all__ = ["Hub", "Row", "Url", "get", "list_models", "rows"]
+__all__ = ["Asset", "Hub", "Row", "Url", "get", "list_models", "rows"]
 
 RESULTS = "open_clip docs/openclip_results.csv"
 
@@ -55,6 +59,13 @@ class Hub:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asset:
+    """A file inside this package."""
+
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One published checkpoint.
 
@@ -71,7 +82,7 @@ class Row:
     config: CLIPConfig
     preprocess: PreprocessConfig
     tokenizer: TokenizerConfig
-    source: Url | Hub
+    source: Asset | Hub | Url
     sha256: str | None = None
     rules: tuple[Rule, ...] | None = None
     licence: str = "MIT"
@@ -160,6 +171,31 @@ _SIGLIP_B_16 = CLIPConfig(
     embed_dim=768, visual=TIMM["vit_base_patch16_siglip_224"], text=_TEXT_SIGLIP, loss="sigmoid"
 )
 _SIGLIP2_B_16 = replace(_SIGLIP_B_16, text=replace(_TEXT_SIGLIP, vocab_size=256_000))
+
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # (pixel - 127) / 128
+_MINI = CLIPConfig(
+    embed_dim=384,
+    visual=EfficientNetConfig(
+        image_size=(260, 260),
+        width_mult=1.1,
+        depth_mult=1.2,
+        lite=True,
+        proj="concepts",
+        concepts=ConceptsConfig(
+            temperature=1.4, top=20, palette=PaletteConfig(mean=_LITE_MEAN, std=_LITE_STD)
+        ),
+    ),
+    text=BertConfig(
+        context_length=256,
+        vocab_size=30522,
+        width=384,
+        layers=6,
+        heads=12,
+        mlp_dim=1536,
+        unit=True,
+        proj="linear_bias",
+    ),
+)
 
 _BPE = TokenizerConfig(kind="clip_bpe", context_length=77)
 _C4 = TokenizerConfig(
@@ -278,6 +314,31 @@ _OPENAI = (
         76.56,
     ),
 )
+_EMBEDDED = (
+    Row(
+        name="mini",
+        config=_MINI,
+        preprocess=PreprocessConfig(
+            size=(260, 260), resize="squash", mean=_LITE_MEAN, std=_LITE_STD
+        ),
+        tokenizer=TokenizerConfig(
+            kind="wordpiece",
+            context_length=256,
+            file="vocab.txt",
+            clean="none",
+            pad_id=0,
+            bos_id=101,
+            eos_id=102,
+        ),
+        source=Asset(file="mini.safetensors"),
+        licence="Apache-2.0",
+        notes=(
+            "two pretrained towers joined by class names (ConSE), not trained on pairs: weaker "
+            "than any published CLIP; docs/models/mini.md has the figures",
+            "made by recipes/mini.py from EfficientNet-Lite2 (ImageNet-1k) and all-MiniLM-L6-v2",
+        ),
+    ),
+)
 _OPEN_CLIP = (
     _laion("ViT-B-32/laion2b_s34b_b79k", _B_32, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 66.56),
     _laion(
@@ -347,11 +408,59 @@ _SIGLIP = (
     ),
 )
 
+_ALIGN = (
+    Row(
+        name="align/coyo700m",
+        config=CLIPConfig(
+            embed_dim=640,
+            visual=EfficientNetConfig(
+                image_size=(289, 289),
+                width_mult=2.0,
+                depth_mult=3.1,  # B7
+                head_width=None,
+                padding="even",
+                proj="none",
+            ),
+            text=BertConfig(
+                context_length=512,
+                vocab_size=30522,
+                width=768,
+                layers=12,
+                heads=12,
+                mlp_dim=3072,
+                pool="class",
+                proj="linear_bias",
+            ),
+        ),
+        preprocess=PreprocessConfig(
+            size=(289, 289),
+            short=346,
+            resize="squash",
+            interpolation="bilinear",
+            rgb="before",
+            crop="floor",
+            **_HALF,
+        ),
+        tokenizer=replace(wordpiece(64, "vocab.txt", strip_sep=False), clean="none"),
+        source=Hub(
+            repo="kakaobrain/align-base",
+            weights=("model.safetensors", "pytorch_model.bin"),
+            beside=("vocab.txt",),
+        ),
+        licence="Apache-2.0",
+        notes=(
+            "sizes, pixels and tokens are those of transformers' conversion script, "
+            "models/align/convert_align_tf_to_hf.py; the list of files was not looked up",
+            "the licence is that of kakaobrain/coyo-align-b7-base, which was converted",
+        ),
+    ),
+)
+
 
 @cache
 def rows() -> dict[str, Row]:
     """All rows by name."""
-    found = (*_OPENAI, *_OPEN_CLIP, *_SIGLIP)
+    found = (*_EMBEDDED, *_OPENAI, *_OPEN_CLIP, *_SIGLIP, *_ALIGN)
     assert len({row.name for row in found}) == len(found)
     return {row.name: row for row in found}
 

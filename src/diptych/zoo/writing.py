@@ -1,6 +1,8 @@
 """Write a checkpoint in any of the four layouts, whole or not at all, so that peers can load it."""
 
+import json
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,30 +11,38 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diptych.config import TokenizerConfig
+from diptych.config import EfficientNetConfig, TokenizerConfig
 from diptych.errors import CheckpointError, ConfigError
-from diptych.zoo import hugging_face, keymaps, native, open_clip_config, openai
+from diptych.zoo import align, hugging_face, keymaps, native, open_clip_config, openai
 from diptych.zoo.atomic import atomic_folder, atomic_write
 from diptych.zoo.checkpoint import Checkpoint, Format, check_finite, check_shapes
+from diptych.zoo.int8 import quantise
 from diptych.zoo.keymaps import restore
 from diptych.zoo.vocabulary import hf_clip_files
 
 __all__ = ["save", "write"]
 
 
-def write(checkpoint: Checkpoint, path: str | Path, *, format: Format) -> None:
+def write(
+    checkpoint: Checkpoint, path: str | Path, *, format: Format, int8: Collection[str] = ()
+) -> None:
     """Write `checkpoint` to `path`: a file for "diptych" and "openai", a folder for the others.
+
+    Args:
+        int8: names of the tensors to store in 8 bits a weight (format "diptych"; `zoo.int8`).
 
     Raises:
         ConfigError: the layout cannot state the config, the pixels or the tokens; names the field.
         CheckpointError: weights that are not finite or not of the config; or the system refused.
     """
     path = Path(path)
+    if int8 and format != "diptych":
+        raise ConfigError(f"format {format!r} has no 8-bit weights. Save with format='diptych'.")
     check_shapes(checkpoint.state_dict, checkpoint.config, source=checkpoint.source or str(path))
     check_finite(checkpoint)
     match format:
         case "diptych":
-            _write_native(checkpoint, path)
+            _write_native(checkpoint, path, int8)
         case "openai":
             tensors = openai.state_dict_for(
                 checkpoint.state_dict, checkpoint.config, checkpoint.preprocess
@@ -85,10 +95,25 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     save_file(_separate(tensors), path, metadata={"format": "pt", **metadata})
+    _sort_header(path)
 
 
-def _write_native(checkpoint: Checkpoint, path: Path) -> None:
-    tensors = dict(checkpoint.state_dict)
+def _sort_header(path: Path) -> None:
+    """Put the header's metadata in order: safetensors writes it in another one each time, and the
+    same model should give the same bytes.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size, "the same header, in the same spelling"
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
+def _write_native(checkpoint: Checkpoint, path: Path, int8: Collection[str]) -> None:
+    tensors = quantise(checkpoint.state_dict, int8)
     if (vocabulary := _vocabulary(checkpoint)) is not None:
         data = bytearray(vocabulary.read_bytes())
         tensors[native.VOCABULARY] = torch.frombuffer(data, dtype=torch.uint8)
@@ -131,9 +156,13 @@ def _write_hf(checkpoint: Checkpoint, path: Path) -> None:
     siglip = checkpoint.config.loss == "sigmoid"
     dtypes = {str(t.dtype) for t in checkpoint.state_dict.values() if t.is_floating_point()}
     dtype = dtypes.pop().removeprefix("torch.") if len(dtypes) == 1 else "float32"
-    config = hugging_face.write_config(checkpoint.config, dtype)
-    pixels = hugging_face.write_preprocess(checkpoint.preprocess, siglip=siglip)
-    rules = keymaps.HF_SIGLIP if siglip else keymaps.HF_CLIP
+    if isinstance(checkpoint.config.visual, EfficientNetConfig):
+        config = align.write_config(checkpoint.config, dtype)
+        pixels, rules = align.write_preprocess(checkpoint.preprocess), keymaps.HF_ALIGN
+    else:
+        config = hugging_face.write_config(checkpoint.config, dtype)
+        pixels = hugging_face.write_preprocess(checkpoint.preprocess, siglip=siglip)
+        rules = keymaps.HF_SIGLIP if siglip else keymaps.HF_CLIP
     tensors = restore(checkpoint.state_dict, rules)
     with atomic_folder(path) as folder:
         _save_tensors(tensors, folder / "model.safetensors", {})
