@@ -1,6 +1,6 @@
 """Free drawn pictures with words: Open Clip Art and Fluent emoji, for the class matrix of `mini`.
 
-`drawings(unpacked)` lists (picture, caption, colour word); `on_ground` puts one on a plain ground.
+`drawings(unpacked)` lists pictures and captions; `on_ground` puts one on a plain ground.
 """
 
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 
 from diptych.towers.concepts import COLOURS
 
-__all__ = ["Drawing", "drawings", "on_ground", "on_white"]
+__all__ = ["Drawing", "colour_word", "drawings", "on_ground", "on_white"]
 
 # Folders of Open Clip Art without things in them; "computer" holds desktop icons.
 _NO_THINGS = frozenset(["shapes", "logos", "signs_and_symbols", "buttons", "geography", "special"])
@@ -30,11 +30,12 @@ class Drawing:
     path: Path
     caption: str
 
-    @property
-    def colour(self) -> str | None:
-        """The one colour word of the caption, if there is exactly one."""
-        found = [word for word in self.caption.split() if word in COLOURS]
-        return found[0] if len(found) == 1 and len(self.caption.split()) > 1 else None
+
+def colour_word(text: str) -> str | None:
+    """The colour word of a text of several words, if it has exactly one."""
+    words = text.split()
+    found = [word for word in words if word in COLOURS]
+    return found[0] if len(found) == 1 and len(words) > 1 else None
 
 
 def drawings(unpacked: Path) -> list[Drawing]:

@@ -4,7 +4,7 @@
     python recipes/mini.py build build/packages       # writes src/diptych/assets/mini.safetensors
     python recipes/mini.py evaluate build/packages    # the tables of docs/models/mini.md
 
-Hardware: 2 CPU cores, 4 GB of memory; build 8 minutes, evaluate 4. Expected: the same bytes each
+Hardware: 2 CPU cores, 4 GB of memory; build 8 minutes, evaluate 2. Expected: the same bytes each
 time on one machine with one version of torch, Pillow and NumPy; elsewhere sums are rounded
 otherwise and a few of the 8-bit numbers differ by one.
 
@@ -142,7 +142,8 @@ def make(unpacked: Path) -> Parts:
     concepts, mean = head.concept_vectors(encode, nouns, classes)
     names = head.prompted(encode, head.class_words(nouns, classes))
     say("features of the drawings")
-    drawn = [d for d in drawings.drawings(unpacked) if d.colour is None]  # colours: held out
+    everything = drawings.drawings(unpacked)
+    drawn = [d for d in everything if drawings.colour_word(d.caption) is None]  # colours: held out
     views = drawing_features(enc, drawn)
     weight, bias = state["visual.proj.classifier.weight"], state["visual.proj.classifier.bias"]
     prior = (views.flatten(0, 1) @ weight.T + bias).mean(0)
@@ -152,11 +153,13 @@ def make(unpacked: Path) -> Parts:
     texts = sorted({d.caption for d in drawn})
     same = torch.tensor([texts.index(d.caption) for d in drawn])
     captions = head.unit(head.prompted(encode, texts) - mean)[same]
+    general = head.hypernyms(encode, mean, nouns, classes, without=photographs.NOUNS)
     with torch.enable_grad():
         corrections = [
             head.learn(
                 concepts,
                 head.unit(names - mean),
+                general,
                 (weight, bias),
                 views,
                 captions,
@@ -193,7 +196,7 @@ def drawing_features(enc: Encoder, drawn: list[drawings.Drawing]) -> Tensor:
 
 
 def scale(enc: Encoder, unpacked: Path) -> float:
-    """`logit_scale` for labels as they are, over all labels of a picture's set."""
+    """`logit_scale` for the prompts of the protocol, over all labels of a picture's set."""
     cosines = []
     for name in ("gcompris", "tuxpaint"):
         pictures = photographs.sets(unpacked)[name]
@@ -201,7 +204,7 @@ def scale(enc: Encoder, unpacked: Path) -> float:
         mine = [p for p in pictures if not photographs.is_reported(p.label)]
         images = enc.encode_image([photographs.opened(p) for p in mine], out="torch")
         right = torch.tensor([labels.index(p.label) for p in mine])
-        cosines.append((images @ enc.encode_text(labels, out="torch").T, right))
+        cosines.append((images @ enc.classifier(labels, head.PROMPTS, out="torch").T, right))
     return head.fit_scale(cosines)
 
 

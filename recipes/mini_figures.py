@@ -68,16 +68,14 @@ def sign_flips(one: Tensor, two: Tensor) -> float:
     return (1 + int((flipped >= difference.mean().abs() - 1e-12).sum())) / (NUM_RESAMPLES + 1)
 
 
-def calibration_error(probabilities: Tensor, right: Tensor, num_bins: int = 15) -> float:
+def calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> float:
     """ECE (Guo et al. 2017, arXiv 1706.04599): top-1 confidence against accuracy, equal bins."""
-    confidence, best = probabilities.max(1)
-    correct = (best == right).float()
     bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
     gaps = [
-        (correct[bins == b].mean() - confidence[bins == b].mean()).abs() * (bins == b).sum()
+        (correct[bins == b].float().mean() - confidence[bins == b].mean()).abs() * (bins == b).sum()
         for b in bins.unique()
     ]
-    return float(torch.stack(gaps).sum() / len(right))
+    return float(torch.stack(gaps).sum() / len(correct))
 
 
 def average_precision(scores: Tensor, relevant: Tensor) -> float:
@@ -116,6 +114,7 @@ class Study:
         padded = PreprocessConfig(
             size=config.size, mean=config.mean, std=config.std, resize="longest", pad=255
         )
+        self.vectors: dict[str, Tensor] = {}
         self.features: dict[tuple[str, str], Tensor] = {}
         for name, pictures in self.pictures.items():
             for how, each in (("squash", config), ("pad", padded)):
@@ -149,8 +148,10 @@ class Study:
         return images
 
     def _shipped(self, name: str) -> Tensor:
-        opened = (photographs.opened(p) for p in self.pictures[name])
-        return torch.from_numpy(self.enc.encode_image(opened))
+        if name not in self.vectors:
+            opened = (photographs.opened(p) for p in self.pictures[name])
+            self.vectors[name] = torch.from_numpy(self.enc.encode_image(opened))
+        return self.vectors[name]
 
     def _block(self, name: str) -> Tensor:
         """The vector, and behind it what the picture has of each colour beyond the usual."""
@@ -255,60 +256,56 @@ def noun_table(study: Study) -> list[str]:
 
 
 def colour_table(study: Study, unpacked: Path) -> list[str]:
-    """Captions with one colour word, against the same with the ten other colours."""
+    """Captions with one colour word, against the same with each of the ten other colours."""
     lines = ["| | pictures | the right one of 11 | the right one of two |", "|---|---|---|---|"]
-    photos = [
-        (photographs.opened(p), p.label)
-        for p in study.pictures["tuxpaint"]
-        if photographs.is_reported(p.label)
-    ]
-    drawn = [
-        (drawings.on_white(d.path), d.caption) for d in drawings.drawings(unpacked) if d.colour
-    ]
+    reported = [p for p in study.pictures["tuxpaint"] if photographs.is_reported(p.label)]
+    photos = [(photographs.opened(p), p.label) for p in reported]
+    drawn = [d for d in drawings.drawings(unpacked) if drawings.colour_word(d.caption)]
     for title, pairs in (
         ("cut-outs of photographs, the untouched half", photos),
-        ("drawings whose caption names a colour (held out)", drawn),
+        ("drawings, held out", [(drawings.on_white(d.path), d.caption) for d in drawn]),
     ):
-        pairs = [(i, w, c) for i, text in pairs if (w := text.split()) and (c := _colour(w))]
-        vectors = torch.from_numpy(study.enc.encode_image(image for image, _, _ in pairs))
-        for row in ("without colours", "mini"):
-            if row == "without colours":
-                head_ = study.enc.model.visual.proj
-                with torch.no_grad():
-                    f = mini.features(
-                        study.enc, (i for i, _, _ in pairs), study.enc.preprocess.config
-                    )
-                    v = head.unit(head_.probabilities(f[:, : head_.width]) @ head_.concepts)
-            else:
-                v = vectors
-            best, pairwise = 0, []
-            for image, (_, words, colour) in zip(v, pairs, strict=True):
+        pairs = [(image, text) for image, text in pairs if drawings.colour_word(text)]
+        found = mini.features(study.enc, (i for i, _ in pairs), study.enc.preprocess.config)
+        join = study.enc.model.visual.proj
+        with torch.no_grad():
+            plain = head.unit(join.probabilities(found[:, : join.width]) @ join.concepts)
+            whole = head.unit(join(found))
+        for row, vectors in (("without colours", plain), ("mini", whole)):
+            first, pairwise = [], []
+            for vector, (_, text) in zip(vectors, pairs, strict=True):
+                colour, words = drawings.colour_word(text), text.split()
                 texts = [" ".join(c if w == colour else w for w in words) for c in COLOURS]
-                scores = study.encode(texts) @ image
+                scores = study.encode(texts) @ vector
                 right = scores[list(COLOURS).index(colour)]
-                best += bool(scores.argmax() == list(COLOURS).index(colour))
+                first.append(bool(right == scores.max()))
                 pairwise.append((scores < right).float().sum() / (len(COLOURS) - 1))
-            cells = [wilson(best, len(pairs)), bootstrap(torch.stack(pairwise))]
+            cells = [wilson(sum(first), len(pairs)), bootstrap(torch.stack(pairwise))]
             lines.append(f"| {title}: {row} | {len(pairs)} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
-def _colour(words: list[str]) -> str | None:
-    found = [w for w in words if w in COLOURS]
-    return found[0] if len(found) == 1 and len(words) > 1 else None
-
-
 def calibration_table(study: Study) -> list[str]:
-    lines = ["| untouched half | scale 1 / 0.07 | fitted scale |", "|---|---|---|"]
-    fitted = float(study.enc.model.logit_scale.exp())
-    for name, title in (("gcompris", "GCompris"), ("tuxpaint", "Tux Paint")):
+    """ECE of the untouched half; "together" pools the pictures, each among its own set's labels."""
+    templates = {"labels as they are": None, '"photo"': "photo", "the three prompts": head.PROMPTS}
+    lines = [f"| untouched half | pictures | {' | '.join(templates)} |", "|---|---|---|---|---|"]
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {how: [] for how in templates}
+    for name in ("gcompris", "tuxpaint"):
         labels = sorted({p.label for p in study.pictures[name]})
         mine = torch.tensor([photographs.is_reported(p.label) for p in study.pictures[name]])
         right = torch.tensor([labels.index(p.label) for p in study.pictures[name]])[mine]
-        cosines = study._shipped(name)[mine] @ study.encode(labels).T
-        errors = [calibration_error((s * cosines).softmax(1), right) for s in (1 / 0.07, fitted)]
-        lines.append(f"| {title}, {len(right)} pictures | {errors[0]:.3f} | {errors[1]:.3f} |")
-    return [*lines, "", f"Fitted scale: {fitted:.2f} (`logit_scale` {math.log(fitted):.3f}).", ""]
+        for how, template in templates.items():
+            classifier = study.enc.classifier(labels, template, out="torch")
+            best = study.enc.probabilities(study._shipped(name)[mine], classifier).max(1)
+            found[how].append((best.values, best.indices == right))
+    for title, part in (("GCompris", [0]), ("Tux Paint", [1]), ("together", [0, 1])):
+        pooled = [
+            [torch.cat([each[i][k] for i in part]) for k in (0, 1)] for each in found.values()
+        ]
+        cells = " | ".join(f"{calibration_error(*pair):.3f}" for pair in pooled)
+        lines.append(f"| {title} | {len(pooled[0][0])} | {cells} |")
+    fitted = float(study.enc.model.logit_scale.exp())
+    return [*lines, "", f"Scale {fitted:.2f}, fitted with the three prompts.", ""]
 
 
 def report(unpacked: Path) -> None:
@@ -319,7 +316,7 @@ def report(unpacked: Path) -> None:
     lines += main_tables(study)
     lines += ["### General nouns as search queries", "", *noun_table(study)]
     lines += ["### Colours", "", *colour_table(study, unpacked)]
-    lines += ["### Calibration (ECE, 15 bins, labels as they are)", "", *calibration_table(study)]
+    lines += ["### Calibration (ECE, 15 bins)", "", *calibration_table(study)]
     text = "\n".join(lines)
     print(text)
     card = CARD.read_text("utf-8")

@@ -5,7 +5,8 @@ All text vectors are of the quantised text tower, so that the shipped file is co
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,11 @@ from diptych.towers.concepts import COLOURS
 
 __all__ = [
     "PROMPTS",
+    "Hypernyms",
     "class_words",
     "concept_vectors",
     "fit_scale",
+    "hypernyms",
     "learn",
     "palette_vectors",
     "prompted",
@@ -67,9 +70,37 @@ def concept_vectors(
     return unit(vectors - mean), mean
 
 
+class Hypernyms(NamedTuple):
+    """General nouns above the classes: unit text vectors [h e], and what is below which [k h]."""
+
+    vectors: Tensor
+    below: Tensor
+
+
+def hypernyms(
+    encode: Encode,
+    mean: Tensor,
+    nouns: Mapping[str, wordnet.Noun],
+    classes: Sequence[str],
+    without: Collection[str],
+) -> Hypernyms:
+    """All nouns of depth 4 and more above a class, but those whose lemmas are in `without`."""
+    above = [wordnet.ancestors(nouns, offset).keys() for offset in classes]
+    found = [
+        offset
+        for offset in sorted(set().union(*above))
+        if wordnet.depth(nouns, offset) >= 4
+        and not {lemma.lower() for lemma in nouns[offset].lemmas} & set(without)
+    ]
+    vectors = unit(prompted(encode, [nouns[offset].lemmas[0] for offset in found]) - mean)
+    below = torch.tensor([[offset in each for offset in found] for each in above])
+    return Hypernyms(vectors, below)
+
+
 def learn(
     concepts: Tensor,
     names: Tensor,
+    general: Hypernyms,
     classifier: tuple[Tensor, Tensor],
     views: Tensor,
     captions: Tensor,
@@ -79,7 +110,10 @@ def learn(
     steps: int = 450,
     temperature: float = 1.5,
     top: int = 200,
-    penalty: float = 0.5,
+    penalty: float = 1.0,
+    num_drawn: int = 512,
+    num_made: int = 384,
+    share_general: float = 0.6,
 ) -> Tensor:
     """A correction of `concepts` [k e], by symmetric InfoNCE on drawings and on made-up features.
 
@@ -89,8 +123,10 @@ def learn(
         views: features of the drawings [v n d], v views of each.
         captions: unit text vectors [n e]; same: an id of each caption [n], equal for equal texts.
 
-    A quarter of each batch are pseudo photographs: a drawing's features, faded, plus the direction
-    of one class, with that class's name. AdamW, one cycle to 3e-3, penalty * |correction|^2.
+    `num_made` of a batch are pseudo photographs: a drawing's features, faded, plus the direction of
+    one class, with that class's name or, in `share_general` of them, a noun above it; such a noun
+    is right for every pseudo photograph below it. Without them the drawings pull the classes apart
+    and "animal" is lost. AdamW, one cycle to 3e-3, penalty * |correction|^2.
     """
     generator = torch.Generator().manual_seed(seed)
     weight, bias = classifier
@@ -103,7 +139,7 @@ def learn(
     ]
     optimiser = torch.optim.AdamW(groups, lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-    num_drawn, num_made = 512, 128
+    first_class = int(same.max()) + 1  # ids: captions, then classes, then general nouns
     for _ in range(steps):
         drawn = torch.randperm(len(captions), generator=generator)[:num_drawn]
         view = torch.randint(len(views), (num_drawn,), generator=generator)
@@ -111,16 +147,30 @@ def learn(
         classes = torch.randint(len(concepts), (num_made,), generator=generator)
         fade, push = (torch.rand(num_made, 1, generator=generator) for _ in range(2))
         made = F.relu(fade * base + (3 + 6 * push) * directions[classes])
+        below = general.below[classes]
+        noun = torch.multinomial(below + 1e-9, 1, generator=generator)[:, 0]
+        is_general = torch.rand(num_made, generator=generator) < share_general
+        is_general &= below.any(1)
         features = torch.cat([views[view, drawn], made])
         p = ((features @ weight.T + bias) / temperature).softmax(-1)
         p = torch.where(p >= p.topk(top, dim=-1).values[:, -1:], p, 0)
         image = unit(p @ (concepts + correction))
-        text = torch.cat([captions[drawn], names[classes]])
-        ids = torch.cat([same[drawn], int(same.max()) + 1 + classes])
-        positive = (ids[:, None] == ids).float()
+        said = torch.where(is_general[:, None], general.vectors[noun], names[classes])
+        text = torch.cat([captions[drawn], said])
+        ids = torch.cat([same[drawn], first_class + classes])
+        positive = ids[:, None] == ids
+        right = torch.where(
+            is_general, general.below[classes][:, noun], classes[:, None] == classes
+        )
+        positive[num_drawn:, num_drawn:] = right
+        positive = positive.float()
         logits = scale.exp().clamp(max=60) * image @ text.T
-        each = [(z.log_softmax(1) * positive).sum(1) / positive.sum(1) for z in (logits, logits.T)]
-        loss = -(each[0].mean() + each[1].mean()) / 2 + penalty * correction.square().sum(1).mean()
+        losses = [
+            (z.log_softmax(1) * y).sum(1) / y.sum(1).clamp(min=1)
+            for z, y in ((logits, positive), (logits.T, positive.T))
+        ]
+        loss = -(losses[0].mean() + losses[1].mean()) / 2
+        loss = loss + penalty * correction.square().sum(1).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

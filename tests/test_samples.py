@@ -63,7 +63,7 @@ def test_a_phone_turned_on_its_side_is_among_them():
 def test_the_list_and_the_folder_agree_in_alphabetical_order():
     names = [row["file"] for row in ROWS]
     assert names == sorted(set(names))
-    assert {path.name for path in SAMPLES.iterdir()} == {*names, "samples.json"}
+    assert {path.name for path in SAMPLES.iterdir()} == {*names, "queries.json", "samples.json"}
 
 
 def test_they_take_at_most_four_megabytes():

@@ -121,10 +121,20 @@ def text_list(joined: str | None, single: tuple[str, ...], *, what: str) -> list
         raise click.UsageError(
             f'no {what}s. Give --{what}s "a cat,a dog", --{what}s @file or --{what} "a cat".'
         )
-    for text in found:
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise click.UsageError(f"{what} {printable(text)!r} is not UTF-8")
-    return found
+    return [one_text(text, what=what) for text in found]
+
+
+def one_text(text: str, *, what: str) -> str:
+    """A text from the command line without the spaces around it.
+
+    Raises:
+        click.UsageError: nothing else was there, or bytes that are not UTF-8.
+    """
+    if not text.strip():
+        raise click.UsageError(f"the {what} is empty. Give some words.")
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise click.UsageError(f"{what} {printable(text)!r} is not UTF-8")
+    return text.strip()
 
 
 def key_text(key: str | int) -> str:

@@ -1,6 +1,7 @@
 """`diptych`: the table of verbs, loaded one at a time, and what every error looks like."""
 
 import importlib
+import os
 import sys
 
 import click
@@ -10,9 +11,11 @@ from diptych.errors import DiptychError, nearest
 # verb: (where it lives, its line in the list of verbs)
 VERBS = {
     "classify": ("diptych.cli.classify:classify", "Say which labels fit each image."),
+    "demo": ("diptych.cli.demo:demo", "See what the model makes of photos, on one page."),
     "doctor": ("diptych.cli.doctor:doctor", "Show what this machine and installation have."),
     "embed": ("diptych.cli.embed:embed", "Write the vectors of images or texts to a file."),
     "models": ("diptych.cli.models:models", "List, show, check and convert models."),
+    "search": ("diptych.cli.search:search", "Find the images that fit words, or another image."),
 }
 
 
@@ -63,6 +66,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the `diptych` command."""
+    # Read by OpenMP when torch is imported. Threads that spin while they wait take the cores from
+    # those that decode images, and from other programs: 11 s instead of 1 beside a busy one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         cli(prog_name="diptych")
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
