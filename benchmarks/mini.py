@@ -23,6 +23,8 @@ import diptych
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
 
+from peers import torchvision_stub, transformers
+
 BATCH = 32
 CAPTION = "a photo of {} on a table beside the window, taken in the afternoon"
 START = """
@@ -49,15 +51,16 @@ def best_seconds(calls: dict[str, Callable[[], object]], rounds: int = 5) -> dic
 def peers():
     """(EfficientNet-Lite2, MiniLM) as their packages make them, random weights."""
     from efficientnet_lite_pytorch import EfficientNet
-    from transformers import BertConfig, BertModel
 
-    config = BertConfig(
+    hf = transformers()
+    config = hf.BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
-    return EfficientNet.from_name("efficientnet-lite2").eval(), BertModel(config).eval()
+    return EfficientNet.from_name("efficientnet-lite2").eval(), hf.BertModel(config).eval()
 
 
 def main() -> None:
+    torchvision_stub()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     threads = parser.parse_args().threads
