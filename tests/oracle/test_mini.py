@@ -61,7 +61,7 @@ def test_texts(enc):
     theirs = F.normalize((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=-1)
     ours = enc.model.text(ids) - enc.model.text.proj.bias
     found = float(differences(ours, theirs).max())
-    record("Precision", f"{MINI}: texts, 8-bit weights", found, 2e-3, f"{MINILM}, float32")
+    record("Precision", f"{MINI}: texts, 8-bit weights", found, 5e-3, f"{MINILM}, float32")
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_images(enc):
     ours = visual.pool(visual.final_norm(hidden.tokens[-1]), hidden)[:, : theirs.shape[1]]
     name = "EfficientNet-Lite2, float32"
     found = float(differences(ours, theirs).max())
-    record("Precision", f"{MINI}: features of {len(files)} photographs", found, 0.2, name)
+    record("Precision", f"{MINI}: features of {len(files)} photographs", found, 0.02, name)
     changed = float((visual.proj.classifier(ours).argmax(1) != peer._fc(theirs).argmax(1)).sum())
     what = f"{MINI}: photographs of {len(files)} whose class changes"
     record("Precision", what, changed, len(files) // 4, f"{name}; the bias differs, too")

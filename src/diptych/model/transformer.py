@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.config import TextConfig, ViTConfig
+from diptych.config import BertConfig, TextConfig, ViTConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear layers and the activation between them."""
 
-    def __init__(self, cfg: ViTConfig | TextConfig):
+    def __init__(self, cfg: ViTConfig | TextConfig | BertConfig):
         super().__init__()
         self.c_fc = nn.Linear(cfg.width, cfg.mlp_dim)
         self.c_proj = nn.Linear(cfg.mlp_dim, cfg.width)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.config import BertConfig, TextConfig
+from diptych.config import BertConfig
 from diptych.model.transformer import MLP, Attention, Hidden, run_blocks
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class BertBlock(nn.Module):
         super().__init__()
         self.attn = Attention(cfg.width, cfg.heads)
         self.ln_1 = nn.LayerNorm(cfg.width, cfg.ln_eps)
-        self.mlp = MLP(_text(cfg))
+        self.mlp = MLP(cfg)
         self.ln_2 = nn.LayerNorm(cfg.width, cfg.ln_eps)
 
     def forward(self, x: Float[Tensor, "n s d"], mask: Mask = None) -> Float[Tensor, "n s d"]:
@@ -46,19 +46,6 @@ class BertBlock(nn.Module):
 
     def weights(self, x: Float[Tensor, "n s d"], mask: Mask = None) -> Float[Tensor, "n h s s"]:
         return self.attn.weights(x, x, mask)
-
-
-def _text(cfg: BertConfig) -> TextConfig:
-    """The sizes of a block as `MLP` takes them."""
-    return TextConfig(
-        context_length=cfg.context_length,
-        vocab_size=cfg.vocab_size,
-        width=cfg.width,
-        layers=cfg.layers,
-        heads=cfg.heads,
-        mlp_dim=cfg.mlp_dim,
-        act=cfg.act,
-    )
 
 
 class BertEncoder(nn.Module):
