@@ -212,7 +212,7 @@ def say(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-@click.group(help=__doc__)
+@click.group(help="\n\n".join(f"\b\n{part}" for part in (__doc__ or "").split("\n\n")))
 def main() -> None: ...
 
 
