@@ -12,8 +12,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import diptych
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
 
+from encoding import best_seconds
 from peers import torchvision_stub, transformers
 
 BATCH = 32
@@ -34,18 +33,6 @@ import diptych; encoder = diptych.load("mini"); loaded = time.perf_counter()
 encoder.encode_text("a cat"); first = time.perf_counter()
 print(imported - start, loaded - imported, first - loaded)
 """
-
-
-def best_seconds(calls: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-    """The fastest of `rounds`; the variants take turns, so a slow moment hits them all."""
-    best = dict.fromkeys(calls, float("inf"))
-    for round_ in range(rounds + 1):  # the first warms up
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if round_:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def peers():
@@ -82,7 +69,8 @@ def main() -> None:
                 "texts, from strings": lambda: encoder.encode_text(texts),
                 "texts, tower": lambda: encoder.run_text(ids),
                 "texts, transformers, cut to length": lambda: bert(real, (real != 0).long()),
-            }
+            },
+            encoder.device,
         )
     counts = {"images, from files": len(samples)}
     size = (folder / "mini.safetensors").stat().st_size

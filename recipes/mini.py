@@ -18,7 +18,7 @@ otherwise and a few of the 8-bit numbers differ by one.
 import random
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -48,18 +48,6 @@ PRIOR = 0.5  # share of the mean logits of drawings that is taken from the class
 LEARNED = 0.75  # share of the learned correction
 COLOUR = 0.5  # length of a colour vector
 SEEDS = (0, 1, 2)
-
-
-@dataclass
-class Parts:
-    """What `build` makes on the way, kept for the ablations of `evaluate`."""
-
-    checkpoint: zoo.Checkpoint
-    concepts: Tensor  # [k e] without the correction
-    correction: Tensor  # [k e], in full
-    prior: Tensor  # [k], mean logits of drawings, centred
-    mean: Tensor  # [e]
-    names: Tensor  # [k e], prompted class names, unit, not centred
 
 
 def starting_point(unpacked: Path) -> zoo.Checkpoint:
@@ -130,8 +118,8 @@ def features(enc: Encoder, images: Iterable[Image.Image], config: PreprocessConf
     return torch.cat(found)
 
 
-def make(unpacked: Path) -> Parts:
-    """The whole model, with its parts."""
+def make(unpacked: Path) -> zoo.Checkpoint:
+    """The whole model."""
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     checkpoint = starting_point(unpacked)
@@ -183,7 +171,7 @@ def make(unpacked: Path) -> Parts:
     }
     say("the scale, on the halves for tuning")
     state["logit_scale"] = torch.tensor(scale(encoder(checkpoint), unpacked))
-    return Parts(checkpoint, concepts, correction, prior, mean, names)
+    return checkpoint
 
 
 def drawing_features(enc: Encoder, drawn: list[drawings.Drawing]) -> Tensor:
@@ -228,7 +216,7 @@ def fetch(folder: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=ASSETS / "mini.safetensors")
 def build(folder: Path, out: Path) -> None:
     """Make the model from the packages in FOLDER."""
-    checkpoint = make(packages.unpack(folder)).checkpoint
+    checkpoint = make(packages.unpack(folder))
     state = checkpoint.state_dict
     halves = {k: v.half() if k in in_half(state) else v for k, v in state.items()}
     write(replace(checkpoint, state_dict=halves), out, format="diptych", int8=in_int8(state))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["PACKAGES", "Package", "fetch", "unpack"]
+__all__ = ["PACKAGES", "Package", "check", "download", "fetch", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -155,19 +155,28 @@ def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> None:
     for package in packages:
         if not (folder / package.file).exists():
             print(f"fetching {package.name} {package.version}", file=sys.stderr)
-            subprocess.run(_command(package), cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            download(package.kind, package.name, package.version, folder)
         check(folder, package)
 
 
-def _command(package: Package) -> list[str]:
-    match package.kind:
-        case "pypi":
-            wanted = f"{package.name}=={package.version}"
-            return [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", wanted]
-        case "debian":
-            return ["apt-get", "--quiet", "download", f"{package.name}={package.version}"]
-        case "npm":
-            return ["npm", "--silent", "pack", f"{package.name}@{package.version}"]
+def download(kind: Literal["pypi", "debian", "npm"], name: str, version: str, to: Path) -> None:
+    """Download one package's file into the folder `to`, by the registry's own tool."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ]
+    commands = {
+        "pypi": [*pip, f"{name}=={version}"],
+        "debian": ["apt-get", "--quiet", "download", f"{name}={version}"],
+        "npm": ["npm", "--silent", "pack", f"{name}@{version}"],
+    }
+    subprocess.run(commands[kind], cwd=to, check=True, stdout=subprocess.DEVNULL)
 
 
 def check(folder: Path, package: Package) -> Path:

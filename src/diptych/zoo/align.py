@@ -29,6 +29,7 @@ from diptych.zoo.vocabulary import find_vocabulary
 
 __all__ = [
     "PUBLISHED_PIXELS",
+    "default_pixels",
     "read_config",
     "read_preprocess",
     "read_tokenizer",
@@ -164,6 +165,11 @@ PUBLISHED_PIXELS = {
     "rescale_factor": 1 / 127.5,
     "rescale_offset": True,
 }
+
+
+def default_pixels(config: CLIPConfig) -> dict[str, Any]:
+    """The `preprocessor_config.json` of a folder that has none: the published one."""
+    return PUBLISHED_PIXELS
 
 
 def read_preprocess(data: Any, config: CLIPConfig, where: str) -> PreprocessConfig:

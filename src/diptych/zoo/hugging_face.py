@@ -29,6 +29,7 @@ from diptych.zoo.vocabulary import SIGLIP_PADDING, find_vocabulary, merges
 
 __all__ = [
     "ACTIVATIONS",
+    "default_pixels",
     "part_of",
     "read_config",
     "read_preprocess",
@@ -198,6 +199,14 @@ def _siglip(text: dict[str, Any], vision: dict[str, Any], where: str) -> CLIPCon
 
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic", None: "bicubic"}
+
+
+def default_pixels(config: CLIPConfig) -> dict[str, Any]:
+    """The `preprocessor_config.json` of a folder that has none: the family's, at its image size."""
+    side = config.visual.image_size[0]
+    if config.loss == "sigmoid":
+        return {"size": {"height": side, "width": side}}
+    return {"size": side, "crop_size": side}
 
 
 def read_preprocess(data: Any, config: CLIPConfig, where: str) -> PreprocessConfig:

@@ -209,12 +209,16 @@ def _read_open_clip(
     )
 
 
+# model_type: the module that reads such folders; `hugging_face` itself knows the others
+_HF_FAMILIES = {"align": align}
+
+
 def _read_hf(
     path: Path, given: CLIPConfig | None, rules: Sequence[Rule] | None, *, row: Row | None
 ) -> Checkpoint:
     data = read_json(path / "config.json")
-    of_align = isinstance(data, dict) and data.get("model_type") == "align"
-    family = align if of_align else hugging_face
+    kind = str(data.get("model_type")) if isinstance(data, dict) else ""
+    family = _HF_FAMILIES.get(kind, hugging_face)
     config = family.read_config(data, str(path / "config.json"))
     notes = _agree(config, given, path, row)
     config = given or config
@@ -222,11 +226,7 @@ def _read_hf(
     if processor.is_file():
         settings = read_json(processor)
     else:
-        side = _image_size(config)[0]
-        square = {"height": side, "width": side}
-        sigmoid = config.loss == "sigmoid"
-        settings = {"size": square} if sigmoid else {"size": side, "crop_size": side}
-        settings = align.PUBLISHED_PIXELS if of_align else settings
+        settings = family.default_pixels(config)
         notes.append("no preprocessor_config.json: took the family's default")
     tokenizer, more = family.read_tokenizer(config, path)
     tensors = _hf_tensors(path)
