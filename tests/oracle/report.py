@@ -46,6 +46,16 @@ SECTIONS = {
     ),
     "Tokens": "Token ids; the figure counts the texts whose ids differ.",
     "Pixels": "Preprocessed pixels against the peer's arithmetic.",
+    "Look-alikes": (
+        "`diptych.compat` through the peers' own calls, on the same weights: features that are "
+        "not normalised, logits, gradients, and what whole scripts print. SigLIP and CLIPA are "
+        "compared with open_clip's activation (`exact_gelu_`); one row says how far that is from "
+        "the training code's."
+    ),
+    "Zoo": (
+        "The rows of the registry against the peer's; the figure counts what differs without a "
+        "reason that the test states."
+    ),
     "Formats": "Weights through every publisher's format and back.",
     "Precision": (
         "1 - cosine, the largest over 200 inputs (smooth noise of many spectra, contrasts and "

@@ -3,9 +3,10 @@
 A package adds a tower with one entry point in the group "diptych.towers" that names a `Family`.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import FunctionType
@@ -30,7 +31,7 @@ from diptych.towers.bert import BertEncoder
 from diptych.towers.efficientnet import EfficientNet
 from diptych.towers.initialise import initialise_
 
-__all__ = ["Family", "build", "families", "outline"]
+__all__ = ["Family", "build", "families", "on_meta", "outline"]
 
 ENTRY_POINT_GROUP = "diptych.towers"
 
@@ -115,7 +116,14 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """What is built inside has every name and shape, no memory and no values."""
+    with torch.device("meta"), _NoInit():
+        yield
+
+
 def outline(cfg: CLIPConfig) -> CLIP:
     """The model on the meta device: every name and shape, no memory, no values."""
-    with torch.device("meta"), _NoInit():
+    with on_meta():
         return build(cfg)

@@ -80,7 +80,7 @@ class Palette(nn.Module):
         owner = [i for i, same in enumerate(COLOURS.values()) for _ in same]
         near = (lab[..., None, :] - to_lab(image.new_tensor(points))).square().sum(-1)  # n y x r
         near = (-near / (2 * self.cfg.spread**2)).softmax(-1)
-        shares = near @ F.one_hot(torch.tensor(owner, device=image.device)).to(near.dtype)
+        shares = near @ torch.eye(len(COLOURS), dtype=near.dtype, device=near.device)[owner]
         axis = torch.linspace(-1, 1, _SIDE, device=image.device, dtype=lab.dtype)
         middle = torch.exp(-(axis[:, None] ** 2 + axis**2) / (2 * self.cfg.centre**2))
         chroma = lab[..., 1:].square().sum(-1).sqrt()
