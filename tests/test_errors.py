@@ -23,6 +23,7 @@ def test_codes_are_stable():
         "DiptychError": "error",
         "ConfigError": "config",
         "ModelNotFoundError": "model_not_found",
+        "DownloadError": "download",
         "CheckpointError": "checkpoint",
         "UnsafeFileError": "unsafe_file",
         "ImageError": "image",

@@ -3,6 +3,7 @@
     DiptychError (ValueError)
     |-- ConfigError           a config, an option or a combination of them that cannot be
     |-- ModelNotFoundError    no such model, tag or file
+    |   `-- DownloadError     a file that could not be fetched, and why
     |-- CheckpointError       a file that is not the checkpoint it claims to be
     |   `-- UnsafeFileError   a file that would have to run code to be read
     |-- ImageError            one image that cannot be read, or would cost too much to read
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DiptychError",
+    "DownloadError",
     "ImageError",
     "MissingExtraError",
     "ModelNotFoundError",
@@ -41,6 +43,10 @@ class ConfigError(DiptychError):
 
 class ModelNotFoundError(DiptychError):
     code = "model_not_found"
+
+
+class DownloadError(ModelNotFoundError):
+    code = "download"
 
 
 class CheckpointError(DiptychError):

@@ -7,12 +7,20 @@ from diptych.cli.main import VERBS
 
 def test_doctor(run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a secret")
+    monkeypatch.setenv("https_proxy", "http://me:a secret@proxy.example")
+    monkeypatch.setenv("DIPTYCH_MIRROR", "http://mirror.example/")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("DIPTYCH_OFFLINE", "yes")
     ran = run("doctor")
     assert ran.code == 0
     for text in ("torch", "DIPTYCH_CACHE", "HF_HUB_OFFLINE", "bf16 in the CPU", "parquet"):
         assert text in ran.out
     assert "a secret" not in ran.out
-    assert run("doctor", "--json").records[0]["versions"]["torch"]
+    found = run("doctor", "--json").records[0]
+    assert found["versions"]["torch"]
+    assert found["network"]["downloads"] == "none: offline"
+    assert found["network"]["hub"] == "http://mirror.example"
+    assert found["network"]["https proxy"] == "set"
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

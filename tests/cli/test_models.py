@@ -60,6 +60,7 @@ def test_what_a_layout_cannot_state_is_refused(run, model, tmp_path):
 def test_weights_that_are_not_here_say_where_they_are(run, tmp_path, monkeypatch):
     for name in ("DIPTYCH_CACHE", "HF_HUB_CACHE", "HOME"):
         monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("DIPTYCH_OFFLINE", "1")
     ran = run("models", "check", "ViT-B-32/openai")
     assert ran.code == 2
     for text in ("openaipublic", str(tmp_path), "40d365715913c9da"):

@@ -23,7 +23,7 @@ DEFAULT_MODEL = "mini"
 
 
 def model_options(command: Callable) -> Callable:
-    """--model, --config, --device, --precision, --mode."""
+    """--model, --config, --device, --precision, --mode, --offline."""
     for option in reversed(
         [
             click.option(
@@ -51,6 +51,7 @@ def model_options(command: Callable) -> Callable:
                 show_default=True,
                 help="right: EXIF, 16 bits and alpha are honoured. original: the publisher's bits.",
             ),
+            click.option("--offline", is_flag=True, help="Fetch nothing: use what is here."),
         ]
     ):
         command = option(command)
@@ -60,11 +61,16 @@ def model_options(command: Callable) -> Callable:
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 
-def load_model(model: str, config: str | None, device: str, precision: str, mode: Mode) -> Encoder:
+def load_model(
+    model: str, config: str | None, device: str, precision: str, mode: Mode, offline: bool
+) -> Encoder:
     """The encoder that the options of `model_options` ask for."""
     from diptych.engine import load
 
-    return load(model, config=config, device=device, precision=precision, mode=mode)
+    # without the flag the environment decides
+    return load(
+        model, config=config, device=device, precision=precision, mode=mode, offline=offline or None
+    )
 
 
 def inputs(paths: Iterable[str]) -> Iterator[str | bytes]:

@@ -16,9 +16,10 @@ from diptych.cli.common import emit, json_option
 EXTRAS = {"parquet": "pyarrow"}
 VARIABLES = (
     *("DIPTYCH_HOME", "DIPTYCH_CACHE", "DIPTYCH_OFFLINE", "DIPTYCH_MIRROR", "DIPTYCH_THREADS"),
-    *("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE"),
 )
 SECRETS = {"HF_TOKEN"}
+PROXIES = ("http", "https", "no")
 
 
 @click.command()
@@ -37,6 +38,8 @@ def doctor(as_json: bool) -> None:
 
 
 def _findings() -> dict[str, dict[str, Any]]:
+    from urllib.request import getproxies
+
     import torch
 
     from diptych import zoo
@@ -61,6 +64,12 @@ def _findings() -> dict[str, dict[str, Any]]:
         "folders": {
             "cache": str(cache),
             "writable": "yes" if _writable(cache) else "NO: set DIPTYCH_CACHE to a folder that is",
+        },
+        "network": {
+            "downloads": "none: offline" if zoo.is_offline() else "when a model is not here",
+            "hub": zoo.hub(),
+            # they may hold a password
+            **{f"{p} proxy": "set" if p in getproxies() else "not set" for p in PROXIES},
         },
         "environment": {name: _variable(name) for name in VARIABLES},
         "extras": {extra: _extra(extra, package) for extra, package in sorted(EXTRAS.items())},

@@ -1,21 +1,23 @@
-"""`diptych models`: list, show, check and convert checkpoints."""
+"""`diptych models`: list, show, download, check and convert checkpoints."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from diptych.cli.common import emit, json_option
+from diptych.cli.common import emit, failed, finish, json_option
+from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
-    from diptych.zoo import Format
+    from diptych.zoo import Fetched, Format
 
 
 @click.group()
 def models() -> None:
-    """List, show, check and convert models."""
+    """List, show, download, check and convert models."""
 
 
 @models.command("list")
@@ -35,7 +37,7 @@ def list_(pattern: str, as_json: bool) -> None:
     width = max(len(name) for name in names)
     for row, here in rows:
         if as_json:
-            emit(zoo.describe(row) | {"here": here})
+            emit(zoo.describe(row, work=False) | {"here": here})
         else:
             score = row.metrics.get("imagenet1k_zero_shot")
             accuracy = "" if score is None else f"{score:6.2f} %"
@@ -49,7 +51,7 @@ def list_(pattern: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show what is known of a model: architecture, size, pixels, tokens, source, licence."""
+    """Show what is known of a model: size, work, memory, pixels, tokens, sources, licence."""
     from diptych import zoo
 
     row = zoo.get(name)
@@ -61,21 +63,76 @@ def show(name: str, as_json: bool) -> None:
 
 
 @models.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder to carry to a machine without a network; there: DIPTYCH_CACHE=FOLDER.",
+    metavar="FOLDER",
+)
+@json_option
+def download(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
+    """Fetch models: names or patterns of `diptych models list`, such as "*/openai", or hf:org/name.
+
+    Files that are here already, also in the caches of other libraries, are not fetched again;
+    with --to, FOLDER alone counts.
+    """
+    from diptych import zoo
+
+    wanted: list[str] = []
+    for name in names:
+        fits = zoo.list_models(name) if any(c in name for c in "*?[") else [name]
+        if not fits:
+            raise click.UsageError(f"no model fits {name!r}. Type: diptych models list")
+        wanted += fits
+    done = errors = 0
+    for name in dict.fromkeys(wanted):
+        try:
+            fetched = zoo.fetch_files(name, cache=to, elsewhere=to is None)
+        except DiptychError as error:
+            failed(name, error, as_json=as_json)
+            errors += 1
+            continue
+        _report(name, fetched, as_json=as_json)
+        done += 1
+    finish(done, errors)
+
+
+def _report(name: str, fetched: Fetched, *, as_json: bool) -> None:
+    from diptych import zoo
+
+    for file in fetched.files:
+        sha256 = file.sha256 if file.new and file.sha256 else zoo.sha256_of(file.path)
+        if as_json:
+            facts = {"model": name, "path": str(file.path), "size": file.size, "sha256": sha256}
+            facts |= {"url": file.url, "commit": file.commit, "already_here": not file.new}
+            emit(facts)
+        else:
+            here = "" if file.new else "  already here"
+            click.echo(f"{file.path}  {file.size:,} bytes  {sha256}{here}")
+
+
+@models.command()
 @click.argument("model")
 @click.option("--config", help="For a file of bare weights: the name of the model it belongs to.")
+@click.option("--offline", is_flag=True, default=None, help="Fetch nothing: use what is here.")
 @json_option
-def check(model: str, config: str | None, as_json: bool) -> None:
-    """Check a checkpoint: keys, shapes, NaN, hash, and the fast path against the fp32 reference.
+def check(model: str, config: str | None, offline: bool | None, as_json: bool) -> None:
+    """Check a checkpoint: keys, shapes, NaN, hash, the fast path, and the published outputs.
 
-    MODEL is a name of `diptych models list`, a file or a folder.
+    MODEL is a name of `diptych models list`, a file or a folder; what is not here is fetched. The
+    fast path is held against the fp32 reference, and the outputs of models whose publisher printed
+    some against those: REPRODUCES, or DIFFERS BY how much (exit code 1).
     """
     from diptych.engine.check import check_model
 
-    facts = check_model(model, config=config)
+    facts = check_model(model, config=config, offline=offline)
     if as_json:
         emit(facts)
     else:
-        _print(facts)
+        _print({key: value for key, value in facts.items() if key != "differs"})
+    if facts["differs"]:
+        sys.exit(1)
 
 
 @models.command()
@@ -105,6 +162,13 @@ def convert(model: str, out: Path, format_: Format, config: str | None) -> None:
 
 def _print(facts: dict[str, Any]) -> None:
     """A line a fact; what is not known is left out."""
+    if facts.get("non_commercial"):
+        text = "Warning: its licence forbids or restricts commercial use."
+        click.secho(text, fg="yellow", err=True)
+    facts = {
+        key.removesuffix("_bytes").replace("_", " "): _readable(key, value)
+        for key, value in facts.items()
+    }
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         texts = isinstance(value, list) and value and isinstance(value[0], str)
@@ -113,14 +177,25 @@ def _print(facts: dict[str, Any]) -> None:
                 click.echo(f"{'' if i else name:<{width}}  {_text(line)}")
 
 
+def _readable(key: str, value: Any) -> Any:
+    """Bytes as megabytes; a table of names as lines."""
+    if key.endswith("_bytes"):
+        return {what: f"{size / 1e6:,.0f} MB" for what, size in value.items()}
+    if key == "sha256" and isinstance(value, dict):
+        return [f"{digest}  {address}" for address, digest in value.items()]
+    return value
+
+
 def _text(value: Any) -> str:
     match value:
         case {"type": kind, **fields}:
             return f"{kind}({_text(fields)})"
         case dict():
             return ", ".join(f"{key}={_text(inner)}" for key, inner in value.items())
-        case list():
+        case [int(), *_]:
             return " x ".join(map(str, value))
+        case list():
+            return ", ".join(map(str, value))
         case bool():
             return "yes" if value else "no"
         case int() if value > 9999:

@@ -1,4 +1,4 @@
-"""`diptych models check`: is this checkpoint whole, and does it run here as it should?"""
+"""`diptych models check`: is this checkpoint whole, the published one, and does it run right?"""
 
 from pathlib import Path
 from typing import Any
@@ -8,29 +8,36 @@ import torch.nn.functional as F
 
 from diptych import zoo
 from diptych.config import CLIPConfig, TextConfig
+from diptych.engine.golden import compare
 from diptych.engine.load import encoder_of
 
 __all__ = ["check_model"]
 
 
-def check_model(name: str | Path, *, config: CLIPConfig | str | None = None) -> dict[str, Any]:
-    """Read a checkpoint strictly and compare the fast path with the fp32 reference.
+def check_model(
+    name: str | Path,
+    *,
+    config: CLIPConfig | str | None = None,
+    offline: bool | None = None,
+) -> dict[str, Any]:
+    """Fetch what is not here, read it strictly, and compare its outputs with published ones.
 
     Returns:
         What was found, in words: format, source, notes, parameters, SHA-256 of the file beside the
-        published one, fingerprint, and the smallest cosine between the two paths over 8 random
-        images and 8 random rows of token ids.
+        published one, where it was fetched from, fingerprint, the smallest cosine of the fast path
+        to the fp32 reference over 8 random images and 8 random rows of token ids, the "published
+        outputs", a line each (`golden.Comparison`), and "differs": whether one of them does.
 
     Raises:
         CheckpointError: a key, a shape, a number or the hash is wrong; says which.
     """
-    checkpoint = zoo.open_model(name, config=config)
+    checkpoint = zoo.open_model(name, config=config, offline=offline)
     encoder = encoder_of(checkpoint, name=str(name))
     facts: dict[str, Any] = {"model": str(name), "format": checkpoint.format}
     facts |= {"source": checkpoint.source, "notes": list(checkpoint.notes) or "none"}
     facts |= zoo.num_parameters(checkpoint.config)
     facts["keys, shapes, numbers"] = "all as they should be"
-    facts |= _hash(str(name), Path(checkpoint.source))
+    facts |= _origin(str(name), Path(checkpoint.source))
     facts["fingerprint"] = encoder.fingerprint
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(8, 3, *checkpoint.preprocess.size, generator=generator)
@@ -44,7 +51,7 @@ def check_model(name: str | Path, *, config: CLIPConfig | str | None = None) -> 
         facts[f"texts: cosine {encoder.precision} to fp32"] = _cosine(
             encoder.run_text(ids), encoder.model.text, ids
         )
-    return facts
+    return facts | _published_outputs(name, config, checkpoint, offline)
 
 
 def _cosine(rows: torch.Tensor, tower: torch.nn.Module, batch: torch.Tensor) -> str:
@@ -53,9 +60,33 @@ def _cosine(rows: torch.Tensor, tower: torch.nn.Module, batch: torch.Tensor) -> 
     return f"{F.cosine_similarity(rows.double(), reference.double()).min():.7f}"
 
 
-def _hash(name: str, source: Path) -> dict[str, str]:
+def _origin(name: str, source: Path) -> dict[str, str]:
     """`open_model` has held a registry's file against the published hash already."""
     if not source.is_file():
         return {}
-    published = name in zoo.list_models() and zoo.get(name).sha256 is not None
-    return {"sha256": zoo.sha256_of(source) + (" (as published)" if published else "")}
+    published = name in zoo.list_models() and zoo.published(zoo.get(name), source)
+    facts = {"sha256": zoo.sha256_of(source) + (" (as published)" if published else "")}
+    record = zoo.read_record(source.parent).get(source.name, {})
+    for key, what in (("url", "fetched from"), ("commit", "commit"), ("date", "fetched on")):
+        if record.get(key):
+            facts[what] = str(record[key])
+    return facts
+
+
+def _published_outputs(
+    name: str | Path,
+    config: CLIPConfig | str | None,
+    checkpoint: zoo.Checkpoint,
+    offline: bool | None,
+) -> dict[str, Any]:
+    """The goldens of the row that the model is, or is said to be."""
+    names = [x for x in (config, name) if isinstance(x, str) and x in zoo.list_models()]
+    goldens = zoo.get(names[0]).goldens if names else ()
+    if not goldens:
+        return {"published outputs": ["none are known of this model"], "differs": False}
+    encoder = encoder_of(checkpoint, name=str(name), mode="original", precision="fp32")
+    comparisons = [compare(encoder, golden, offline=offline) for golden in goldens]
+    return {
+        "published outputs": [str(c) for c in comparisons],
+        "differs": any(c.differs for c in comparisons),
+    }

@@ -1,7 +1,8 @@
 """`load` and `build`: from a name, a file or a config to an `Encoder`.
 
 - A name of the registry comes first; a path starts with "/", "." or "~", is a `Path`, or ends in a
-  known suffix; "hf:org/name@revision" is looked up in the Hugging Face cache.
+  known suffix; "hf:org/name@revision" is a repository of Hugging Face.
+- What is not on this machine is fetched, verified and kept in our cache; see `zoo.download`.
 - Weights stay memory-mapped where the file is fp32; other precisions become fp32 once.
 """
 
@@ -37,6 +38,7 @@ def load(
     mode: Mode = "right",
     cache_dir: str | Path | None = None,
     config: CLIPConfig | str | None = None,
+    offline: bool | None = None,
 ) -> Encoder:
     """A model with everything that belongs to it.
 
@@ -47,15 +49,17 @@ def load(
         precision: "fp32", "bf16", or "auto": bf16 where the CPU multiplies it and both towers bear
             it (transformers), fp32 elsewhere.
         mode: "right" honours EXIF, 16 bits and alpha; "original" gives the publisher's pixels.
-        cache_dir: where to look for weights before the usual caches.
+        cache_dir: where weights are kept, in place of $DIPTYCH_CACHE.
         config: for a file of bare weights: a `CLIPConfig`, or the name of the registry's model
             that it belongs to (which brings preprocessing and tokenizer).
+        offline: True opens no socket; None: as $DIPTYCH_OFFLINE and $HF_HUB_OFFLINE say.
 
     Raises:
-        ModelNotFoundError: no such model, or its weights are not on this machine.
+        ModelNotFoundError: no such model, or its weights are not here and must not be fetched.
+        DownloadError: they cannot be fetched; says from where, and why.
         CheckpointError: a file that is not what it claims to be; UnsafeFileError if it holds code.
     """
-    checkpoint = zoo.open_model(name, cache_dir=cache_dir, config=config)
+    checkpoint = zoo.open_model(name, cache_dir=cache_dir, config=config, offline=offline)
     return encoder_of(checkpoint, name=str(name), device=device, precision=precision, mode=mode)
 
 

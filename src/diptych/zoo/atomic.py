@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diptych.errors import CheckpointError
 
-__all__ = ["atomic_folder", "atomic_write"]
+__all__ = ["atomic_folder", "atomic_write", "put_in_place"]
 
 
 def atomic_write(path: Path, fill: Callable[[Path], object]) -> None:
@@ -26,9 +26,7 @@ def atomic_write(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fill(temporary)
-        _finish(temporary)
-        temporary.replace(path)
-        _sync_directory(path.parent)
+        put_in_place(temporary, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error}). It is as it was.") from error
     finally:
@@ -60,6 +58,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path}: cannot be written ({error}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, for good: with its bytes on the disk before and after."""
+    _finish(temporary)
+    temporary.replace(path)
+    _sync_directory(path.parent)
 
 
 def _finish(file: Path) -> None:

@@ -107,16 +107,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(path: Path, sha256: str) -> None:
+def verify(path: Path, *sha256: str) -> None:
     """Whether a file is the published one; remembered, so a file is read once for it.
+
+    Args:
+        sha256: what it may have: all 64 digits, or the first of them, at least 8.
 
     Raises:
         CheckpointError: another file; states both hashes.
     """
     found = _remembered(path, b"sha256", lambda: sha256_of(path))
-    if found != sha256:
+    assert all(len(known) >= 8 for known in sha256)
+    if not found.startswith(tuple(known.lower() for known in sha256)):
         raise CheckpointError(
-            f"{path}: its SHA-256 is {found}, the published file has {sha256}. Fetch it again."
+            f"{path}: its SHA-256 is {found}, the published file has {' or '.join(sha256)}. "
+            "Remove it to have it fetched again."
         )
 
 

@@ -24,7 +24,7 @@ from diptych.config import CLIPConfig, PreprocessConfig, TokenizerConfig, from_d
 from diptych.errors import CheckpointError
 from diptych.towers import families
 from diptych.zoo.atomic import atomic_write
-from diptych.zoo.cache import cache_folder
+from diptych.zoo.cache import RECORD, cache_folder
 from diptych.zoo.checkpoint import Checkpoint
 from diptych.zoo.settings import read_json
 
@@ -106,7 +106,7 @@ def sidecar(checkpoint: Checkpoint, folder: Path) -> str:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    names = sorted(p.name for p in folder.glob("*.json") if p.name != SIDECAR)
+    names = sorted(p.name for p in folder.glob("*.json") if p.name not in (SIDECAR, RECORD))
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
