@@ -11,12 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diptych import zoo
+    from diptych import compat, zoo
     from diptych.engine import Batch, Encoder, build, load
     from diptych.zoo import list_models
 
-__all__ = ["Batch", "Encoder", "build", "list_models", "load", "zoo"]
+__all__ = ["Batch", "Encoder", "build", "compat", "list_models", "load", "zoo"]
 
+_ROOMS = ("compat", "zoo")
 _WHERE = {
     "Batch": "diptych.engine",
     "Encoder": "diptych.engine",
@@ -33,8 +34,8 @@ def __getattr__(name: str) -> Any:
         return version("diptych")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
-    if name == "zoo":
-        return importlib.import_module("diptych.zoo")
+    if name in _ROOMS:
+        return importlib.import_module(f"diptych.{name}")
     raise AttributeError(f"module 'diptych' has no attribute {name!r}")
 
 

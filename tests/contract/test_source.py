@@ -32,7 +32,6 @@ OTHER_NAMES = {"os.name", "opcode.name"}  # of a system, of an instruction of pi
 # (file, text of the node): why it may stand
 ALLOWED = {
     ("__init__.py", "name == '__version__'"): "an attribute's name, not a model's",
-    ("__init__.py", "name == 'zoo'"): "an attribute's name, not a model's",
     ("tokenizer/base.py", "name != 'pad_id'"): "a field's name",
     ("zoo/opening.py", "name.startswith('hf:')"): "the scheme of an address",
     ("zoo/writing.py", "name == 'clip'"): "a vocabulary: `TokenizerConfig.file`",
