@@ -31,7 +31,7 @@ def vectors(enc):
 def test_the_file_is_small_and_the_one_of_the_registry():
     path = ASSETS / "mini.safetensors"
     assert path.stat().st_size <= 32e6
-    assert zoo.sha256_of(path) == zoo.get("mini").sha256
+    assert zoo.sha256_of(path) == zoo.get("mini").sources[0].sha256
 
 
 def test_the_file_says_what_the_row_says():

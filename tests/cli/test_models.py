@@ -1,5 +1,7 @@
 """`diptych models`: list, show, check, convert."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,20 @@ def test_list_and_show(run):
     ran = run("models", "list", "*/openai", "--json")
     assert ran.code == 0
     assert {r["name"] for r in ran.records} >= {"RN50/openai", "ViT-B-32/openai"}
-    assert "ViT-B-32/openai" in run("models", "list").out
+    assert re.search(r"ViT-B-32/openai +151\.3 +224 +63\.32 %", run("models", "list").out)
+    assert "non-commercial" in run("models", "list", "*/metaclip_400m").out
     ran = run("models", "show", "ViT-B-32/openai")
     assert ran.code == 0
     for text in ("151,277,313", "MIT", "quick_gelu", "40d365715913c9da98579312b702a82c"):
         assert text in ran.out
     assert run("models", "show", "ViT-B-32/openai", "--json").records[0]["embed_dim"] == 512
+
+
+def test_show_computes_and_warns(run):
+    ran = run("models", "show", "ViT-L-14/metaclip_400m")
+    for text in ("image=162.03, text=13.3", "fp32=1,710 MB, bf16=855 MB", "computed", "CC-BY-NC"):
+        assert text in ran.out
+    assert "forbids or restricts commercial use" in ran.err
 
 
 def test_a_pattern_or_name_that_fits_nothing(run):

@@ -122,3 +122,16 @@ def test_a_family_brings_its_own_key_table(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "families", lambda: {**families(), kind: family})
     found = zoo.read(tmp_path / "x.pt", config=given.config)
     assert tiny_zoo.same(found.state_dict, given.state_dict)
+
+
+def test_a_restricted_licence_is_said_once(tmp_path, monkeypatch, caplog):
+    given = tiny_zoo.checkpoint("gelu")
+    row = replace(zoo.get("ViT-B-16/dfn2b"), name="tiny/dfn", config=given.config)
+    monkeypatch.setitem(zoo.registry.rows(), "tiny/dfn", row)
+    path = tmp_path / "cache" / "models" / "tiny--dfn" / row.sources[0].weights[0]
+    path.parent.mkdir(parents=True)
+    theirs = zoo.keymaps.restore(given.state_dict, zoo.keymaps.OPENAI)
+    safetensors.torch.save_file(theirs, path)
+    for _ in range(2):
+        zoo.open_model("tiny/dfn")
+    assert caplog.text.count("forbids or restricts commercial use (Apple's own") == 1

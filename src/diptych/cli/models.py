@@ -26,25 +26,28 @@ def models() -> None:
 def list_(pattern: str, as_json: bool) -> None:
     """List the models whose name fits PATTERN, such as "ViT-B*" or "*/openai".
 
-    A star stands before those whose weights are on this machine.
+    With each: millions of parameters, pixels a side, published ImageNet zero-shot accuracy. A star
+    stands before those whose weights are on this machine.
     """
     from diptych import zoo
 
     names = zoo.list_models(pattern)
     if not names:
         raise click.UsageError(f"no model fits {pattern!r}. Type: diptych models list")
-    rows = [(zoo.get(name), zoo.find(zoo.get(name)) is not None) for name in names]
     width = max(len(name) for name in names)
-    for row, here in rows:
+    if not as_json:
+        click.echo(f"  {'name':<{width}}  params, M  pixels   IN-1k")
+    for row in map(zoo.get, names):
+        here = zoo.find(row) is not None
         if as_json:
             emit(zoo.describe(row, work=False) | {"here": here})
-        else:
-            score = row.metrics.get("imagenet1k_zero_shot")
-            accuracy = "" if score is None else f"{score:6.2f} %"
-            free = "non-commercial" if row.non_commercial else ""
-            click.echo(
-                f"{'*' if here else ' '} {row.name:<{width}}  {accuracy:>8}  {free}".rstrip()
-            )
+            continue
+        size = zoo.num_parameters(row.config)["parameters"] / 1e6
+        score = row.metrics.get("imagenet1k_zero_shot")
+        accuracy = "" if score is None else f"{score:.2f} %"
+        free = "  non-commercial" if row.non_commercial else ""
+        line = f"{row.name:<{width}}  {size:9.1f}  {row.preprocess.size[0]:6}  {accuracy:>7}{free}"
+        click.echo(f"{'*' if here else ' '} {line}".rstrip())
 
 
 @models.command()
