@@ -20,11 +20,24 @@ _CATS = Golden(
 )
 
 
-def _row(name: str, file: str, sha256: str, timm: str, top1: float, *goldens: Golden) -> Row:
+def _row(
+    name: str,
+    file: str,
+    sha256: str,
+    timm: str,
+    top1: float,
+    *,
+    hf: str | None = None,
+    goldens: tuple[Golden, ...] = (),
+) -> Row:
+    """The archive, and the same weights in open_clip's and (of the ViTs) Hugging Face's layout."""
+    copies = [Hub(repo=f"timm/{timm}.openai")]
+    if hf:
+        copies += [Hub(repo=f"openai/{hf}", weights=("model.safetensors", "pytorch_model.bin"))]
     return build(
         f"{name}/openai",
         Url(url=_ADDRESS.format(sha256=sha256, file=file), sha256=sha256),
-        Hub(repo=f"timm/{timm}.openai"),
+        *copies,
         quick_gelu=True,
         top1=top1,
         goldens=goldens,
@@ -73,8 +86,8 @@ ROWS = (
         "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
         "vit_base_patch32_clip_224",
         63.32,
-        _README,
-        _CATS,
+        hf="clip-vit-base-patch32",
+        goldens=(_README, _CATS),
     ),
     _row(
         "ViT-B-16",
@@ -82,6 +95,7 @@ ROWS = (
         "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
         "vit_base_patch16_clip_224",
         68.34,
+        hf="clip-vit-base-patch16",
     ),
     _row(
         "ViT-L-14",
@@ -89,6 +103,7 @@ ROWS = (
         "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
         "vit_large_patch14_clip_224",
         75.54,
+        hf="clip-vit-large-patch14",
     ),
     _row(
         "ViT-L-14-336",
@@ -96,5 +111,6 @@ ROWS = (
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
         "vit_large_patch14_clip_336",
         76.56,
+        hf="clip-vit-large-patch14-336",
     ),
 )
