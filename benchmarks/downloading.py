@@ -6,7 +6,8 @@ A server on this machine gives a file of 64 MB and misbehaves as the row says; t
 library fetches twice, in a process and a cache of its own. "sent" is what the server sent in both
 tries, in sizes of the file. huggingface_hub and diptych are asked for a file of the hub, which
 states its SHA-256; open_clip and openai/CLIP for an address that holds the SHA-256, as theirs do.
-"error" is an error with nothing under the file's name.
+"error" is an error with nothing under the file's name. huggingface_hub speaks plain HTTP here;
+the hub's own xet protocol, which it prefers where it is offered, was not measured.
 """
 
 import hashlib

@@ -91,7 +91,7 @@ it was measured here, where no weights can be fetched. NC: the licence forbids o
 commercial use. Everything known of a row: `diptych models show NAME`.
 
 Not in the table, because no tower of ours carries them yet: ConvNeXt, CoCa, EVA-CLIP, MobileCLIP,
-ViTamin, PE-Core, NLLB-CLIP, MetaCLIP 2, the RoBERTa and XLM-RoBERTa pairs, SigLIP 2 NaFlex.
+ViTamin, PE-Core, NLLB-CLIP, the RoBERTa and XLM-RoBERTa pairs, SigLIP 2 NaFlex.
 open_clip's thirteen "-quickgelu" twins are no rows: the activation belongs to the tag.
 """
 

@@ -21,6 +21,7 @@ from awkward import PARTS, SPECIALS, captions, texts
 from report import record
 from test_pieces import CLIPA, SIGLIP, SIGLIP2, train
 
+from diptych import zoo
 from diptych.config import TokenizerConfig
 from diptych.tokenizer import build
 from diptych.tokenizer.clean import CLEANERS
@@ -276,6 +277,28 @@ def test_clipa_is_open_clips(folder):
     wrong = (build(CLIPA, folder)(cases).numpy() != peer(cases).numpy()).any(1)
     keep(
         f"CLIPA, rows of 8: rows that differ, of {len(cases)}",
+        [text for text, bad in zip(cases, wrong, strict=True) if bad],
+        "open_clip HFTokenizer",
+    )
+
+
+def test_metaclip2_is_open_clips(folder):
+    """XLM-V's layout (<s>, text, </s>, <pad>) with a vocabulary trained here."""
+    from open_clip.tokenizer import HFTokenizer
+    from sentencepiece import SentencePieceProcessor
+    from transformers import XLMRobertaTokenizer
+
+    model = SentencePieceProcessor(model_proto=train("unigram", unk_id=0, bos_id=1, eos_id=2))
+    learnt = [(model.id_to_piece(i), model.get_score(i)) for i in range(3, len(model))]
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *learnt]
+    XLMRobertaTokenizer(vocab=[*vocab, ("<mask>", 0.0)]).save_pretrained(folder / "xlm")
+    row = zoo.get("ViT-H-14-worldwide/metaclip2_worldwide")
+    ours = build(replace(row.tokenizer, context_length=16), folder / "xlm")
+    peer = HFTokenizer(str(folder / "xlm"), context_length=16)
+    cases = no_control()
+    wrong = (ours(cases).numpy() != peer(cases).numpy()).any(1)
+    keep(
+        f"MetaCLIP 2, rows of 16: rows that differ, of {len(cases)}",
         [text for text, bad in zip(cases, wrong, strict=True) if bad],
         "open_clip HFTokenizer",
     )

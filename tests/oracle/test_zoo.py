@@ -16,10 +16,7 @@ from diptych.zoo.settings import differences
 
 PEER = "open_clip_torch"
 # Families that no tower of ours carries yet, by what their names hold.
-NOT_CARRIED = (
-    *("roberta", "convnext", "coca", "EVA", "nllb", "MobileCLIP", "ViTamin", "PE-Core"),
-    "worldwide",  # MetaCLIP 2
-)
+NOT_CARRIED = ("roberta", "convnext", "coca", "EVA", "nllb", "MobileCLIP", "ViTamin", "PE-Core")
 # (name, what the peer has): why ours is another
 OTHER_ADDRESSES = {
     (

@@ -158,6 +158,23 @@ def test_weights_and_vocabulary_of_one_commit(server, siglip):
     assert record["spiece.model"]["sha256"] == hashlib.sha256(SPIECE).hexdigest()
 
 
+def test_the_vocabulary_alone_and_then_weights_of_its_commit(server, siglip, tmp_path):
+    """The branch has moved on when the weights are wanted: they are of the older commit too."""
+    spiece = bad.Served(SPIECE, commit=bad.COMMIT, small=True)
+    weights = bad.Served(siglip[1], commit=bad.COMMIT, linked=True)
+    moved = bad.Served(b"of another commit", commit="f" * 40, linked=True)
+    server.files["/org/tiny/resolve/main/spiece.model"] = spiece
+    server.files["/org/tiny/resolve/main/open_clip_model.safetensors"] = moved
+    server.files[f"/org/tiny/resolve/{bad.COMMIT}/open_clip_model.safetensors"] = weights
+    folder = zoo.fetch_vocabulary("tiny/siglip")
+    assert folder == tmp_path / "cache" / "models" / "tiny--siglip"
+    assert (folder / "spiece.model").read_bytes() == SPIECE
+    assert zoo.fetch_vocabulary("tiny/siglip", offline=True) == folder
+    assert asked(server) == ["/org/tiny/resolve/main/spiece.model"]
+    assert zoo.fetch("tiny/siglip").read_bytes() == siglip[1]
+    assert zoo.fetch_vocabulary("mini") is None
+
+
 def test_the_next_name_and_then_the_next_source(server, siglip, monkeypatch):
     row, file, _ = siglip
     other = Hub(repo="org/other", weights=("a.bin", "b.safetensors"))

@@ -140,6 +140,8 @@ def test_traps():
     assert act("ViT-L-14/dfn2b") == act("ViT-H-14-378/dfn5b") == ("quick_gelu",) * 2
     assert act("ViT-L-14/dfn2b_s39b") == act("ViT-H-14/metaclip_altogether") == ("gelu",) * 2
     assert act("ViT-H-14/metaclip_fullcc") == ("quick_gelu",) * 2
+    assert act("ViT-H-14-worldwide/metaclip2_worldwide") == ("quick_gelu",) * 2
+    assert act("ViT-bigG-14-worldwide/metaclip2_worldwide") == ("gelu",) * 2
     assert zoo.get("RN50/cc12m").config.text.act == "quick_gelu"
     assert act("ViT-B-16-SigLIP/webli") == act("ViT-L-14-CLIPA/datacomp1b") == ("gelu_tanh",) * 2
     # pixels
@@ -148,6 +150,8 @@ def test_traps():
     assert others == ["ViT-L-14/laion2b_s32b_b82k"]
     squashed = {n for n in NAMES if zoo.get(n).preprocess.resize == "squash"}
     assert {"ViT-H-14/dfn5b", "ViT-H-14-378/dfn5b"} <= squashed
+    assert "ViT-H-14-worldwide-378/metaclip2_worldwide" in squashed
+    assert "ViT-H-14-worldwide/metaclip2_worldwide" not in squashed
     assert "ViT-L-14/dfn2b" not in squashed
     # heads
     heads = {n: zoo.get(n).config.visual for n in ("ViT-H-14/dfn5b", "ViT-g-14/laion2b_s12b_b42k")}
@@ -159,12 +163,15 @@ def test_traps():
     siglip2 = zoo.get("ViT-B-16-SigLIP2/webli")
     assert (siglip2.tokenizer.pad_id, siglip2.tokenizer.clean) == (0, "lower")
     assert zoo.get("ViT-SO400M-16-SigLIP-i18n-256/webli").config.text.proj == "none"
+    worldwide = zoo.get("ViT-H-14-worldwide/metaclip2_worldwide")
+    assert (worldwide.config.text.pool, worldwide.config.text.eos_id) == ("eos", 2)
+    assert worldwide.tokenizer.eos_id == 2  # and not the highest id of the text
     # a wrong address in open_clip's registry
     assert "e31" not in str(zoo.get("ViT-B-16-plus-240/laion400m_e32").sources)
     # licences
     restricted = {n.split("/")[1] for n in NAMES if zoo.get(n).non_commercial}
     assert restricted == {
-        *("metaclip_400m", "metaclip_fullcc", "metaclip_altogether"),
+        *("metaclip_400m", "metaclip_fullcc", "metaclip_altogether", "metaclip2_worldwide"),
         *("dfn2b", "dfn2b_s39b", "dfn5b"),
     }
 

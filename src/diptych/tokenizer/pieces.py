@@ -6,7 +6,7 @@
 - A control token spelled out in a text stays text. SentencePiece never reads its control pieces
   from a text, but it does read "user-defined" ones, and Gemma's `<start_of_turn>` is such a one:
   those are turned into control pieces. In a `tokenizer.json` they are taken out of the list of
-  added tokens, and merges or scores that would build them are removed; then each is tried.
+  added tokens, and merges or pieces that would build them are removed; then each is tried.
 - A character that the vocabulary lacks is still `<unk>` or `[UNK]`, as in the original.
 """
 
@@ -137,9 +137,10 @@ def _json_tokenizer(path: Path) -> tuple[Any, set[int]]:
         if model["type"] == "BPE":
             model["merges"] = [m for m in model["merges"] if _merged(m) not in marked]
         if model["type"] == "Unigram":
-            names = {i: p for p, i in marked.items() if i != model.get("unk_id")}
+            names = {i for i in marked.values() if i != model.get("unk_id")}
+            # a piece with a space matches no text, whose spaces are "▁" by then
             model["vocab"] = [
-                [p, -1e9 if i in names else s] for i, (p, s) in enumerate(model["vocab"])
+                [f" {p} " if i in names else p, s] for i, (p, s) in enumerate(model["vocab"])
             ]
             unknown = (
                 model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else None
@@ -152,7 +153,8 @@ def _json_tokenizer(path: Path) -> tuple[Any, set[int]]:
             raise CheckpointError(f"{path}: added token {token['content']!r} moved to another id")
     control = {piece: id_ for piece, id_ in marked.items() if piece != unknown}
     for piece, id_ in control.items():
-        if id_ in tokenizer.encode(piece, add_special_tokens=False).ids:
+        spelled = (piece, f"a {piece} b")
+        if any(id_ in tokenizer.encode(x, add_special_tokens=False).ids for x in spelled):
             raise CheckpointError(
                 f"{path}: a text that spells {piece!r} would become its control token {id_}"
             )

@@ -8,7 +8,7 @@ names, `torchscript` and `tensors` open files without running them, `identity` h
 from diptych.zoo.cache import cache_folder, find, locate, published, read_record
 from diptych.zoo.checkpoint import Checkpoint, Format, check_finite, check_shapes
 from diptych.zoo.facts import describe, num_parameters
-from diptych.zoo.fetch import Fetched, fetch, fetch_files, fetch_url
+from diptych.zoo.fetch import Fetched, fetch, fetch_files, fetch_url, fetch_vocabulary
 from diptych.zoo.identity import fingerprint, identify, sha256_of, verify
 from diptych.zoo.opening import open_model
 from diptych.zoo.reading import read, read_state_dict
@@ -32,6 +32,7 @@ __all__ = [
     "fetch",
     "fetch_files",
     "fetch_url",
+    "fetch_vocabulary",
     "find",
     "fingerprint",
     "get",

@@ -69,6 +69,11 @@ _TEXT_SO = replace(_TEXT_512, width=1152, layers=27, heads=16, mlp_dim=4304)
 _C4, _MC4, _GEMMA = 32_000, 250_000, 256_000  # rows of the three vocabularies
 
 
+def _worldwide(text: TextConfig) -> TextConfig:
+    """MetaCLIP 2: XLM-V's vocabulary, whose end of text is not the highest id."""
+    return replace(text, vocab_size=901_629, pool="eos", eos_id=2)
+
+
 # --- pairs ------------------------------------------------------------------------------------
 
 
@@ -127,6 +132,10 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "ViT-H-14-378": _pair(1024, _sized(_H_14, 378), _TEXT_1024_24),
     "ViT-g-14": _pair(1024, _G_14, _TEXT_1024_24),
     "ViT-bigG-14": _pair(1280, _BIGG_14, _TEXT_1280_32),
+    "ViT-H-14-worldwide": _pair(1024, _H_14, _worldwide(_TEXT_1024_24)),
+    "ViT-H-14-worldwide-378": _pair(1024, _sized(_H_14, 378), _worldwide(_TEXT_1024_24)),
+    "ViT-bigG-14-worldwide": _pair(1280, _BIGG_14, _worldwide(_TEXT_1280_32)),
+    "ViT-bigG-14-worldwide-378": _pair(1280, _sized(_BIGG_14, 378), _worldwide(_TEXT_1280_32)),
     "ViT-B-16-SigLIP": _siglip("vit_base_patch16_siglip_224", _TEXT_768, _C4),
     "ViT-B-16-SigLIP-256": _siglip("vit_base_patch16_siglip_256", _TEXT_768, _C4),
     "ViT-B-16-SigLIP-i18n-256": _siglip("vit_base_patch16_siglip_256", _TEXT_768, _MC4),

@@ -16,7 +16,7 @@ from diptych.zoo.registry import Asset, Hub, Row, Source, Url, get
 from diptych.zoo.repository import SCHEME, fetch_repository, find_repository, page_of, parse
 from diptych.zoo.web import Unavailable, address, hub_address, is_offline
 
-__all__ = ["Fetched", "fetch", "fetch_files", "fetch_url"]
+__all__ = ["Fetched", "fetch", "fetch_files", "fetch_url", "fetch_vocabulary"]
 
 log = logging.getLogger("diptych")
 
@@ -81,6 +81,24 @@ def fetch_files(
     return Fetched(path=weights.path, files=(weights, *beside))
 
 
+def fetch_vocabulary(
+    name: Row | str, *, cache: str | Path | None = None, offline: bool | None = None
+) -> Path | None:
+    """The folder with what text needs of a model of the registry, without its weights.
+
+    None: nothing lies beside its weights; the vocabulary is in this package or in their file.
+
+    Raises: as `fetch`.
+    """
+    row = get(name) if isinstance(name, str) else name
+    ours = None if cache is None else Path(cache)
+    weights = places.find(row, cache=ours)
+    if weights is None:
+        weights = places.folder_for(row, ours or places.cache_folder()) / "no weights"
+    files = _beside(row, weights, ours, is_offline(offline), True)
+    return files[0].path.parent if files else None
+
+
 def fetch_url(source: Url, folder: Path, *, offline: bool | None = None) -> Path:
     """A single file, in `folder`; fetched if it is not there.
 
@@ -125,7 +143,7 @@ def _weights(source: Source, folder: Path) -> File:
         case Hub():
             missing = []
             for i, name in enumerate(source.weights):
-                url = hub_address(source.repo, source.revision, name)
+                url = hub_address(source.repo, _commit(folder, source), name)
                 sha256 = None if i else source.sha256
                 try:
                     return _named(url, folder / name, sha256, page=page_of(source.repo))
@@ -160,7 +178,7 @@ def _beside(row: Row, weights: Path, ours: Path | None, off: bool, elsewhere: bo
     folder, reasons = places.folder_for(row, ours or places.cache_folder()), []
     for source in sources:
         repo = source.beside_repo or source.repo
-        revision = "main" if source.beside_repo else _commit(weights, source)
+        revision = "main" if source.beside_repo else _commit(weights.parent, source)
         try:
             return [
                 _named(hub_address(repo, revision, name), folder / name, None, page=page_of(repo))
@@ -175,14 +193,14 @@ def _beside(row: Row, weights: Path, ours: Path | None, off: bool, elsewhere: bo
     )
 
 
-def _commit(weights: Path, source: Hub) -> str:
-    """The commit that the weights are of, so that the vocabulary is too; else the revision."""
-    facts = places.read_record(weights.parent).get(weights.name, {})
-    if f"/{source.repo}/resolve/" in str(facts.get("url")) and facts.get("commit"):
-        return str(facts["commit"])
-    cached = f"models--{source.repo.replace('/', '--')}" in weights.parts
-    if cached and re.fullmatch(r"[0-9a-f]{40}", weights.parent.name):
-        return weights.parent.name
+def _commit(folder: Path, source: Hub) -> str:
+    """The commit of what `folder` has of the repository, so that all is of one; or the revision."""
+    for facts in places.read_record(folder).values():
+        if f"/{source.repo}/resolve/" in str(facts.get("url")) and facts.get("commit"):
+            return str(facts["commit"])
+    cached = f"models--{source.repo.replace('/', '--')}" in folder.parts
+    if cached and re.fullmatch(r"[0-9a-f]{40}", folder.name):
+        return folder.name
     return source.revision
 
 

@@ -311,6 +311,10 @@ def _vocabulary(
         if rows[0].tokenizer.file == "clip":
             return rows[0].tokenizer, None
         cache = None if cache_dir is None else Path(cache_dir)
-        wanted = next((row for row in rows if zoo.find(row, cache=cache)), rows[0]).name
+        row = next((row for row in rows if zoo.find(row, cache=cache)), rows[0])
+        folder = zoo.fetch_vocabulary(row, cache=cache)
+        if folder is not None:
+            return row.tokenizer, folder
+        wanted = row.name  # the file of weights holds its vocabulary
     checkpoint = zoo.open_model(wanted, cache_dir=cache_dir)
     return checkpoint.tokenizer, checkpoint.folder

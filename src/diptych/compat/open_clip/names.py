@@ -79,8 +79,8 @@ def rows_of(model_name: str) -> list[Row]:
     found = [row for name, row in rows().items() if name.split("/")[0] == plain]
     if not found:
         raise ModelNotFoundError(
-            f"no architecture is named {model_name!r}. {nearest(plain, list_models())} "
-            "All of them: open_clip.list_models()"
+            f"no architecture is named {model_name!r} here; some families of open_clip are not "
+            f"carried yet. {nearest(plain, list_models())} All of them: open_clip.list_models()"
         )
     return found
 

@@ -1,7 +1,12 @@
-"""MetaCLIP v1 (arXiv 2309.16671, 2410.17251): OpenAI's towers on openly curated data."""
+"""MetaCLIP (arXiv 2309.16671, 2410.17251) and MetaCLIP 2 (arXiv 2507.22062): openly curated data.
+
+The first is OpenAI's towers. The second is of all languages, with XLM-V's vocabulary; Meta has no
+other name for it than "worldwide".
+"""
 
 from typing import Any
 
+from diptych.config import TokenizerConfig
 from diptych.zoo.row import Hub, Row, Url
 from diptych.zoo.rows import OPEN_CLIP, build
 
@@ -34,7 +39,34 @@ def _row(
     )
 
 
-ROWS = (
+_XLM_V = TokenizerConfig(
+    kind="sentencepiece",
+    context_length=77,
+    file="tokenizer.json",
+    clean="whitespace",
+    pad_id=1,
+    bos_id=0,
+    eos_id=2,
+)
+
+
+def _worldwide(name: str, repo: str, **facts: Any) -> Row:
+    source = Hub(
+        repo=f"timm/{repo}.metaclip2_worldwide",
+        beside=("tokenizer.json",),
+        beside_repo="facebook/xlm-v-base",
+    )
+    return build(
+        f"{name}/metaclip2_worldwide",
+        source,
+        tokenizer=_XLM_V,
+        licence="CC-BY-NC-4.0",
+        non_commercial=True,
+        **facts,
+    )
+
+
+_FIRST = (
     _row("ViT-B-32/metaclip_400m", "vit_base_patch32_clip_224.metaclip_400m", "b32_400m.pt", 65.58),
     _row(
         "ViT-B-32/metaclip_fullcc",
@@ -81,3 +113,14 @@ ROWS = (
         top1_source=_PAPER,
     ),
 )
+_QUICK_NOTE = ("alone among MetaCLIP 2's models it has QuickGELU",)
+_SQUASH = {"resize": "squash"}
+_SECOND = (
+    _worldwide(
+        "ViT-H-14-worldwide", "vit_huge_patch14_clip_224", quick_gelu=True, notes=_QUICK_NOTE
+    ),
+    _worldwide("ViT-H-14-worldwide-378", "vit_huge_patch14_clip_378", preprocess=_SQUASH),
+    _worldwide("ViT-bigG-14-worldwide", "vit_gigantic_patch14_clip_224"),
+    _worldwide("ViT-bigG-14-worldwide-378", "vit_gigantic_patch14_clip_378", preprocess=_SQUASH),
+)
+ROWS = (*_FIRST, *_SECOND)
