@@ -51,7 +51,7 @@ FAULTS = {
 }
 CLIENTS = {
     "diptych": """
-from diptych.zoo.download import download
+from diptych.zoo.net.download import download
 from pathlib import Path
 print(download(url, Path(folder) / "model.safetensors").path)
 """,

@@ -30,7 +30,7 @@ def server(model, tmp_path, monkeypatch):
         row = replace(zoo.get("ViT-B-32/laion2b_s34b_b79k"), name=name, sources=(source,))
         row = replace(row, config=zoo.read(model).config)
         monkeypatch.setitem(zoo.registry.rows(), name, row)
-    monkeypatch.setattr(zoo.download, "sleep", lambda seconds: None)
+    monkeypatch.setattr(zoo.net.download, "sleep", lambda seconds: None)
     with bad.Server() as server:
         server.files[FILE] = bad.Served(content)
         monkeypatch.setenv("DIPTYCH_MIRROR", server.url)

@@ -26,10 +26,10 @@ import faulty_server as bad
 import pytest
 
 from diptych.errors import DownloadError
-from diptych.zoo import content, download, partial, web
 from diptych.zoo.cache import read_record
-from diptych.zoo.download import get_json
-from diptych.zoo.web import Unavailable
+from diptych.zoo.net import content, download, partial, web
+from diptych.zoo.net.download import get_json
+from diptych.zoo.net.web import Unavailable
 
 
 def safetensors(num_bytes: int, seed: int = 0) -> bytes:
@@ -747,7 +747,7 @@ def test_two_threads_fetch_once(server, path, caplog, monkeypatch):
 
 PROCESS = """
 import sys
-from diptych.zoo.download import download
+from diptych.zoo.net.download import download
 from pathlib import Path
 print("ready", flush=True)
 sys.stdin.readline()

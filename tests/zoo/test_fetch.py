@@ -16,9 +16,9 @@ import torch
 import diptych
 from diptych import zoo
 from diptych.errors import CheckpointError, DownloadError, ModelNotFoundError
-from diptych.zoo import download, web
 from diptych.zoo.cache import published, read_record, vocabulary_folder
-from diptych.zoo.repository import choose, find_repository, parse
+from diptych.zoo.net import download, web
+from diptych.zoo.net.repository import choose, find_repository, parse
 from diptych.zoo.row import Hub, Url
 
 URL = "https://publisher.example/models/tiny.safetensors"

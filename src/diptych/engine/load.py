@@ -2,7 +2,7 @@
 
 - A name of the registry comes first; a path starts with "/", "." or "~", is a `Path`, or ends in a
   known suffix; "hf:org/name@revision" is a repository of Hugging Face.
-- What is not on this machine is fetched, verified and kept in our cache; see `zoo.download`.
+- What is not on this machine is fetched, verified and kept in our cache; see `zoo.fetch`.
 - Weights stay memory-mapped where the file is fp32; other precisions become fp32 once.
 """
 

@@ -10,10 +10,10 @@ from diptych.zoo.checkpoint import Checkpoint, Format, check_finite, check_shape
 from diptych.zoo.facts import describe, num_parameters
 from diptych.zoo.fetch import Fetched, fetch, fetch_files, fetch_url, fetch_vocabulary
 from diptych.zoo.identity import fingerprint, identify, sha256_of, verify
+from diptych.zoo.net.web import hub, is_offline
 from diptych.zoo.opening import open_model
 from diptych.zoo.reading import read, read_state_dict
 from diptych.zoo.registry import Asset, Golden, Hub, Row, Url, get, list_models
-from diptych.zoo.web import hub, is_offline
 from diptych.zoo.writing import save, write
 
 __all__ = [

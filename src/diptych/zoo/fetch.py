@@ -10,11 +10,11 @@ from pathlib import Path
 
 from diptych.errors import DownloadError, ModelNotFoundError
 from diptych.zoo import cache as places
-from diptych.zoo.download import File, download
 from diptych.zoo.identity import verify
+from diptych.zoo.net.download import File, download
+from diptych.zoo.net.repository import SCHEME, fetch_repository, find_repository, page_of, parse
+from diptych.zoo.net.web import Unavailable, address, hub_address, is_offline
 from diptych.zoo.registry import Asset, Hub, Row, Source, Url, get
-from diptych.zoo.repository import SCHEME, fetch_repository, find_repository, page_of, parse
-from diptych.zoo.web import Unavailable, address, hub_address, is_offline
 
 __all__ = ["Fetched", "fetch", "fetch_files", "fetch_url", "fetch_vocabulary"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.zoo.atomic import put_in_place
-from diptych.zoo.web import Reply
+from diptych.zoo.net.web import Reply
 
 __all__ = ["Job", "Part", "git_blob", "load", "store"]
 

@@ -13,10 +13,10 @@ from urllib.parse import quote
 from diptych.errors import CheckpointError, DownloadError, ModelNotFoundError
 from diptych.zoo.atomic import atomic_write
 from diptych.zoo.cache import RECORD, cache_folder, hub_snapshots
-from diptych.zoo.download import File, download, get_json
+from diptych.zoo.net.download import File, download, get_json
+from diptych.zoo.net.web import Unavailable, hub_address, listing_address
 from diptych.zoo.open_clip import WEIGHT_FILES
 from diptych.zoo.settings import read_json
-from diptych.zoo.web import Unavailable, hub_address, listing_address
 
 __all__ = ["SCHEME", "choose", "fetch_repository", "find_repository", "page_of", "parse"]
 

@@ -27,9 +27,9 @@ from filelock import FileLock, Timeout
 from diptych.errors import CheckpointError, DownloadError
 from diptych.zoo.atomic import put_in_place
 from diptych.zoo.cache import RECORD, read_record
-from diptych.zoo.content import WEIGHTS, check_content, is_web_page
-from diptych.zoo.partial import BLOCK, Job, Part, git_blob, load, store
-from diptych.zoo.web import Broken, Reply, Unavailable, ask
+from diptych.zoo.net.content import WEIGHTS, check_content, is_web_page
+from diptych.zoo.net.partial import BLOCK, Job, Part, git_blob, load, store
+from diptych.zoo.net.web import Broken, Reply, Unavailable, ask
 
 __all__ = ["File", "download", "get_json"]
 
