@@ -108,15 +108,14 @@ def zoo_page() -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for row in rows:
-        parts = (row.config, row.preprocess, row.tokenizer)
-        work = facts.gflops(*parts)
+        work = facts.gflops(row)
         top1 = row.metrics.get("imagenet1k_zero_shot")
         cells = [
             row.name,
             f"{facts.num_parameters(row.config)['parameters'] / 1e6:.1f}",
             f"{work['image']:.1f}",
             f"{work['text']:.1f}",
-            f"{facts.peak_memory(*parts, 32) / 1e6:,.0f}",
+            f"{facts.peak_memory(row, 32) / 1e6:,.0f}",
             str(row.preprocess.size[0]),
             str(row.tokenizer.context_length),
             str(row.config.embed_dim),

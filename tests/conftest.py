@@ -32,6 +32,16 @@ def _offline(monkeypatch):
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """No cache but an empty one in `tmp_path`, and no setting of the person who runs the tests."""
+    for name in ("HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "DIPTYCH_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
 def tiny_vit() -> ViTConfig:
     return ViTConfig(
         image_size=(32, 32), patch_size=8, width=32, layers=3, heads=4, mlp_dim=64, act="quick_gelu"

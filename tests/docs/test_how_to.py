@@ -46,12 +46,8 @@ def tiny(row: zoo.Row) -> zoo.Row:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    for name in ("HF_HUB_CACHE", "HF_ENDPOINT", "DIPTYCH_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def world(own_cache, tmp_path, monkeypatch):
+    monkeypatch.delenv("DIPTYCH_OFFLINE")
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)

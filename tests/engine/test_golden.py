@@ -29,13 +29,9 @@ TEXTS = ("a diagram", "a dog", "a cat")
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def world(own_cache, tmp_path, monkeypatch):
     """`diptych models check tiny/tag` on a connected machine; (server, row)."""
-    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("HF_HUB_CACHE", "DIPTYCH_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("DIPTYCH_OFFLINE")
     built = diptych.build(CONFIG, seed=3, mode="original", precision="fp32")
     path = tmp_path / "weights.pt"
     torch.save(

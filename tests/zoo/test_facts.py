@@ -11,12 +11,14 @@ import torch
 
 from diptych import zoo
 from diptych.config import PreprocessConfig, TokenizerConfig
-from diptych.zoo.facts import _Counts, gflops, peak_memory
+from diptych.zoo.facts import _Counts, gflops, peak_memory, walk
 
-TINY = (
-    tiny_zoo.CONFIGS["vit"],
-    PreprocessConfig(size=(32, 32)),
-    TokenizerConfig(kind="clip_bpe", context_length=16),
+TINY = zoo.Row(
+    name="tiny/vit",
+    config=tiny_zoo.CONFIGS["vit"],
+    preprocess=PreprocessConfig(size=(32, 32)),
+    tokenizer=TokenizerConfig(kind="clip_bpe", context_length=16),
+    sources=(),
 )
 
 
@@ -29,7 +31,7 @@ def test_operations_are_those_of_the_formula():
     image += 2 * d * embed_dim
     t = 16
     text = layers * 2 * (12 * d * d * t + 2 * d * t * t) + 2 * d * embed_dim
-    work = gflops(*TINY)
+    work = gflops(TINY)
     assert work["image"] * 1e9 == pytest.approx(image)
     assert work["text"] * 1e9 == pytest.approx(text)
 
@@ -51,8 +53,8 @@ def test_what_lives_at_once_is_counted():
 
 
 def test_memory_grows_with_the_batch_and_holds_the_weights():
-    one, many = (peak_memory(*TINY, n) for n in (1, 65))
-    weights = sum(4 * x.numel() for x in tiny_zoo.weights(TINY[0]).values())
+    one, many = (peak_memory(TINY, n) for n in (1, 65))
+    weights = sum(4 * x.numel() for x in tiny_zoo.weights(TINY.config).values())
     assert weights < one < many
     assert (many - weights) / (one - weights) == pytest.approx(65, rel=0.01)
 
@@ -97,13 +99,11 @@ with torch.no_grad():
     ],
 )
 def test_the_computed_peak_beside_a_measured_one(name, side):
-    from diptych.zoo.facts import _walk
-
     row = zoo.get(name)
     command = [sys.executable, "-c", MEASURE, name, side]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured, given = json.loads(done.stdout)
-    counts = _walk(row.config, row.preprocess.size, row.tokenizer.context_length, 32)[side]
+    counts = walk(row, 32)[side]
     ratio = measured / (counts.peak - given)
     print(f"{name}, {side}: measured {measured / 1e6:.0f} MB beside the weights, x {ratio:.2f}")
     assert 0.9 < ratio < 2.5

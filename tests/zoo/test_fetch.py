@@ -280,7 +280,7 @@ def test_a_vocabulary_of_another_repository(server, siglip, snapshot, tmp_path, 
     server.files[name] = bad.Served(SPIECE, commit="9" * 40, small=True)
     path = zoo.fetch(row)
     assert asked(server) == [name]
-    assert vocabulary_folder(row, path) == tmp_path / "cache" / "models" / "tiny--siglip"
+    assert vocabulary_folder(row, path.parent) == tmp_path / "cache" / "models" / "tiny--siglip"
     theirs = tmp_path / "hf" / "hub" / "models--google--bert" / "snapshots" / ("9" * 40)
     theirs.mkdir(parents=True)
     (theirs / "spiece.model").write_bytes(SPIECE)

@@ -66,7 +66,7 @@ def test_sizes_and_work_are_the_published_ones(name):
     total, visual, text, image_work, text_work = PUBLISHED[name]
     counts = [n / 1e6 for n in num_parameters(row.config).values()]
     assert counts == pytest.approx([total, visual, text], abs=0.0051)  # rounded to 0.01 there
-    work = gflops(row.config, row.preprocess, row.tokenizer)
+    work = gflops(row)
     assert work["text"] == pytest.approx(text_work, abs=0.0051)
     assert work["image"] + _unneeded(row.config) == pytest.approx(image_work, abs=0.0051)
 

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "mini"
 
 
+offline_option = click.option(
+    "--offline",
+    is_flag=True,
+    callback=lambda _context, _option, value: value or None,  # None: the environment decides
+    help="Fetch nothing: use what is here.",
+)
+
+
 def model_options(command: Callable) -> Callable:
     """--model, --config, --device, --precision, --mode, --offline."""
     for option in reversed(
@@ -51,7 +59,7 @@ def model_options(command: Callable) -> Callable:
                 show_default=True,
                 help="right: EXIF, 16 bits and alpha are honoured. original: the publisher's bits.",
             ),
-            click.option("--offline", is_flag=True, help="Fetch nothing: use what is here."),
+            offline_option,
         ]
     ):
         command = option(command)
@@ -62,14 +70,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 
 def load_model(
-    model: str, config: str | None, device: str, precision: str, mode: Mode, offline: bool
+    model: str, config: str | None, device: str, precision: str, mode: Mode, offline: bool | None
 ) -> Encoder:
     """The encoder that the options of `model_options` ask for."""
     from diptych.engine import load
 
-    # without the flag the environment decides
     return load(
-        model, config=config, device=device, precision=precision, mode=mode, offline=offline or None
+        model, config=config, device=device, precision=precision, mode=mode, offline=offline
     )
 
 

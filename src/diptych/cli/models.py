@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diptych.cli.common import emit, failed, finish, json_option
+from diptych.cli.common import emit, failed, finish, json_option, offline_option
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _report(name: str, fetched: Fetched, *, as_json: bool) -> None:
 @models.command()
 @click.argument("model")
 @click.option("--config", help="For a file of bare weights: the name of the model it belongs to.")
-@click.option("--offline", is_flag=True, default=None, help="Fetch nothing: use what is here.")
+@offline_option
 @json_option
 def check(model: str, config: str | None, offline: bool | None, as_json: bool) -> None:
     """Check a checkpoint: keys, shapes, NaN, hash, the fast path, and the published outputs.

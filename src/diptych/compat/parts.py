@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.config import Activation, ResNetConfig, TextConfig, ViTConfig
-from diptych.model.resnet import Bottleneck
+from diptych.model import resnet
 from diptych.model.transformer import quick_gelu
 from diptych.model.vision import drop_patches
 
@@ -218,28 +218,20 @@ class AttentionPool2d(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """OpenAI's ResNet: pixels [n 3 H W] -> [n e]."""
+    """OpenAI's ResNet: pixels [n 3 H W] -> [n e]; our own layers under the peers' names."""
 
     def __init__(self, cfg: ResNetConfig, embed_dim: int):
         super().__init__()
-        w = cfg.width
+        ours = resnet.ModifiedResNet(cfg, embed_dim)
         self.cfg = cfg
         self.input_resolution = self.image_size = cfg.image_size[0]
         self.output_dim = embed_dim
-        self.conv1 = nn.Conv2d(3, w // 2, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(w // 2)
-        self.conv2 = nn.Conv2d(w // 2, w // 2, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(w // 2)
-        self.conv3 = nn.Conv2d(w // 2, w, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(w)
+        self.conv1, self.bn1 = ours.conv1, ours.bn1
+        self.conv2, self.bn2 = ours.conv2, ours.bn2
+        self.conv3, self.bn3 = ours.conv3, ours.bn3
         self.avgpool = nn.AvgPool2d(2)
-        channels_in = w
-        for i, depth in enumerate(cfg.layers):
-            channels, stride = w * 2**i, 1 if i == 0 else 2
-            rest = [Bottleneck(4 * channels, channels, 1) for _ in range(depth - 1)]
-            stage = nn.Sequential(Bottleneck(channels_in, channels, stride), *rest)
+        for i, stage in enumerate(ours.blocks):
             self.add_module(f"layer{i + 1}", stage)
-            channels_in = 4 * channels
         self.attnpool = AttentionPool2d(cfg, embed_dim)
         self._frozen_statistics = False
 

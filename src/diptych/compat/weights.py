@@ -9,13 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from diptych import towers
-from diptych.compat.parts import ModifiedResNet, TextTransformer, VisionTransformer
+from diptych.compat.parts import (
+    ModifiedResNet,
+    TextTransformer,
+    VisionTransformer,
+    adopt,
+    text_features,
+)
 from diptych.compat.trunk import TimmModel
 from diptych.config import CLIPConfig, EfficientNetConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.zoo import keymaps
 from diptych.zoo.keymaps import Rule, restore
 
-__all__ = ["Towers", "convert", "fill", "lay_out", "random_weights"]
+__all__ = ["Towers", "assemble", "convert", "encode_text", "fill", "lay_out", "random_weights"]
 
 M = TypeVar("M", bound=nn.Module)
 Rules = tuple[Rule, ...] | None  # None: a tower of ours, whose tensors keep our names
@@ -75,6 +81,25 @@ def _text(cfg: Any, embed_dim: int, batch_first: bool) -> tuple[nn.Module, bool]
             tower = TextTransformer(cfg, embed_dim, batch_first=batch_first)
             return tower, cfg.proj != "linear_bias"
     return towers.build(cfg, embed_dim), False
+
+
+def assemble(model: Any, config: CLIPConfig, plan: Towers) -> None:
+    """Give `model`, a fresh module of either peer, its towers and scalars, without values."""
+    model.visual, model.custom = plan.visual, plan.custom
+    if plan.custom:
+        model.text = plan.text
+        model.context_length = config.text.context_length
+        model.vocab_size = config.text.vocab_size
+    else:
+        adopt(model, plan.text)
+    model.logit_scale = nn.Parameter(torch.empty((), device="meta"))
+    bias = nn.Parameter(torch.empty((), device="meta")) if config.loss == "sigmoid" else None
+    model.register_parameter("logit_bias", bias)
+
+
+def encode_text(model: Any, text: Tensor) -> Tensor:
+    """[n e] of ids [n s], not normalised, of a model that `assemble` made."""
+    return model.text(text) if model.custom else text_features(model, text, model.text_cfg)
 
 
 def fill(model: M, state_dict: Mapping[str, Tensor], plan: Towers) -> M:

@@ -6,7 +6,6 @@ arithmetic is fp32.
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from diptych import zoo
 from diptych.engine.encoder import Encoder
@@ -55,20 +54,14 @@ class Comparison:
         )
 
 
-def compare(
-    encoder: Encoder,
-    golden: zoo.Golden,
-    *,
-    cache: Path | None = None,
-    offline: bool | None = None,
-) -> Comparison:
+def compare(encoder: Encoder, golden: zoo.Golden, *, offline: bool | None = None) -> Comparison:
     """Classify the golden picture with its texts; fetches the picture if it is not here.
 
     Args:
         encoder: in mode "original" and fp32, as the publisher computed.
     """
     name = hashlib.sha256(golden.image.url.encode()).hexdigest()[:16]
-    folder = (cache or zoo.cache_folder()) / "golden" / name
+    folder = zoo.cache_folder() / "golden" / name
     try:
         picture = zoo.fetch_url(golden.image, folder, offline=offline)
         ranked = encoder.classify(picture, golden.texts)[0]

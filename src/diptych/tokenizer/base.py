@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from diptych.tokenizer.clean import BLOCK
 
 __all__ = ["TextTokenizer", "Tokenizer", "Tokens", "Truncate", "Vocabulary"]
 
-Truncate = Literal["report", "error"]
+Truncate = Literal["report", "error", "silent"]
 
 logger = logging.getLogger("diptych")
 _loading = threading.Lock()
@@ -147,20 +147,21 @@ class TextTokenizer:
         """Ids of a batch, with the length of each text.
 
         truncate: "report" cuts long texts, keeps `eos_id` as the last id, and logs one warning;
-        "error" refuses. specials: see `encode`.
+        "error" refuses; "silent" cuts and leaves it to who reads `Tokens.cut`. specials: see
+        `encode`.
 
         Raises:
             TextError: something that is not a str; names its index and type.
             TextTooLongError: the first text that does not fit, under truncate="error".
         """
-        if truncate not in ("report", "error"):
-            raise ConfigError(f"truncate must be 'report' or 'error', got {truncate!r}")
+        if truncate not in get_args(Truncate):
+            raise ConfigError(f"truncate must be one of {get_args(Truncate)}, got {truncate!r}")
         texts = _checked(texts, "texts")
         config = self.config
         room = config.context_length - self._num_control
         rows = self._rows(texts, limit=room, specials=specials)
         tokens = _layout(rows, config, room)
-        if tokens.cut.any():
+        if truncate != "silent" and tokens.cut.any():
             _report(texts, tokens, truncate)
         return tokens
 

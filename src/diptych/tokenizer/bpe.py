@@ -52,6 +52,13 @@ def _byte_order() -> bytes:
     return bytes(printing + [b for b in range(256) if b not in printing])
 
 
+def byte_letters() -> dict[int, str]:
+    """The printing character by which vocabularies spell each byte, in the order of their ids."""
+    order = _byte_order()
+    printing = 188  # of them; the others are spelled from U+0100 on
+    return {b: chr(b if i < printing else 256 + i - printing) for i, b in enumerate(order)}
+
+
 class Words(dict[str, bytes]):
     """Chunk of text -> its ids as native int32, in a cache bounded in entries and in bytes."""
 

@@ -101,12 +101,15 @@ def folder_for(row: Row, cache: Path) -> Path:
 
 
 def vocabulary_folder(
-    row: Row, weights: Path, *, cache: Path | None = None, elsewhere: bool = True
+    row: Row, folder: Path, *, cache: Path | None = None, elsewhere: bool = True
 ) -> Path | None:
-    """The folder that has what text needs beside the weights; None if nothing does, or none has."""
+    """The folder that has what text needs; None if nothing is needed, or none has it.
+
+    folder: of the weights, which is looked into first.
+    """
     for source in row.sources:
         if isinstance(source, Hub) and source.beside:
-            places = [weights.parent, folder_for(row, cache or cache_folder())]
+            places = [folder, folder_for(row, cache or cache_folder())]
             if elsewhere:
                 revision = "main" if source.beside_repo else source.revision
                 places += hub_snapshots(source.beside_repo or source.repo, revision)

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from diptych.config import CLIPConfig, PreprocessConfig, TokenizerConfig, to_dict
+from diptych.config import CLIPConfig, to_dict
 from diptych.towers import outline
 from diptych.zoo.registry import Asset, Hub, Row, Source, Url
 
-__all__ = ["describe", "gflops", "num_parameters", "peak_memory"]
+__all__ = ["address", "describe", "gflops", "num_parameters", "num_weights", "peak_memory", "walk"]
 
 BATCHES = (1, 32)
 
@@ -35,26 +35,31 @@ def num_parameters(config: CLIPConfig) -> dict[str, int]:
     return {what: sum(p.numel() for p in part.parameters()) for what, part in parts.items()}
 
 
-def gflops(
-    config: CLIPConfig, preprocess: PreprocessConfig, tokenizer: TokenizerConfig
-) -> dict[str, float]:
+@cache
+def num_weights(config: CLIPConfig) -> int:
+    """Numbers that a file holds: parameters and buffers."""
+    return sum(x.numel() for x in outline(config).state_dict().values())
+
+
+def gflops(row: Row) -> dict[str, float]:
     """10^9 operations for one image and for one text of full length: products and convolutions."""
-    walked = _walk(config, preprocess.size, tokenizer.context_length, 32)
+    walked = walk(row, 32)
     return {side: counts.flops / 32 / 1e9 for side, counts in walked.items()}
 
 
-def peak_memory(
-    config: CLIPConfig, preprocess: PreprocessConfig, tokenizer: TokenizerConfig, batch: int
-) -> int:
+def peak_memory(row: Row, batch: int) -> int:
     """Bytes in fp32: all weights, and what lives at once in the hungrier tower for `batch` inputs.
 
     Computed, not measured: attention as a fused kernel, without the work space of kernels and what
     an allocator holds back. On a CPU, batch 32, the part beside the weights was measured to be 1.0
     to 2 times as large (tests/zoo/test_facts.py).
     """
-    walked = _walk(config, preprocess.size, tokenizer.context_length, batch)
-    weights = sum(x.nbytes for x in outline(config).state_dict().values())
-    return weights + max(counts.peak for counts in walked.values())
+    return 4 * num_weights(row.config) + max(counts.peak for counts in walk(row, batch).values())
+
+
+def walk(row: Row, batch: int) -> dict[str, "_Counts"]:
+    """What both towers do with `batch` images and texts, by "image" and "text"."""
+    return _walk(row.config, row.preprocess.size, row.tokenizer.context_length, batch)
 
 
 @cache
@@ -133,11 +138,10 @@ def describe(row: Row, *, work: bool = True) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {"name": row.name, **num_parameters(row.config)}
     if work:
-        parts = (row.config, row.preprocess, row.tokenizer)
-        numbers = sum(x.numel() for x in outline(row.config).state_dict().values())
-        facts["gflops"] = {side: round(value, 2) for side, value in gflops(*parts).items()}
+        numbers = num_weights(row.config)
+        facts["gflops"] = {side: round(value, 2) for side, value in gflops(row).items()}
         facts["weights_bytes"] = {"fp32": 4 * numbers, "bf16": 2 * numbers}
-        facts["peak_memory_bytes"] = {f"batch {n}": peak_memory(*parts, n) for n in BATCHES}
+        facts["peak_memory_bytes"] = {f"batch {n}": peak_memory(row, n) for n in BATCHES}
         facts["peak_memory_is"] = "computed for fp32, without the work space of kernels"
     return {
         **facts,

@@ -71,7 +71,7 @@ def fetch_files(
         if hashes := places.published(row, weights.path, cache=ours):
             verify(weights.path, *hashes)
     try:
-        beside = _beside(row, weights.path, ours, off, elsewhere)
+        beside = _beside(row, weights.path.parent, ours, off, elsewhere)
     except ModelNotFoundError as error:
         if not images_will_do:
             raise
@@ -93,9 +93,9 @@ def fetch_vocabulary(
     row = get(name) if isinstance(name, str) else name
     ours = None if cache is None else Path(cache)
     weights = places.find(row, cache=ours)
-    if weights is None:
-        weights = places.folder_for(row, ours or places.cache_folder()) / "no weights"
-    files = _beside(row, weights, ours, is_offline(offline), True)
+    own = places.folder_for(row, ours or places.cache_folder())
+    folder = own if weights is None else weights.parent
+    files = _beside(row, folder, ours, is_offline(offline), True)
     return files[0].path.parent if files else None
 
 
@@ -162,12 +162,12 @@ def _named(url: str, path: Path, sha256: str | None, *, page: str | None) -> Fil
         raise Unavailable(f"{url}: {error}", missing=error.missing) from error
 
 
-def _beside(row: Row, weights: Path, ours: Path | None, off: bool, elsewhere: bool) -> list[File]:
-    """What text needs besides; all of it in one folder."""
+def _beside(row: Row, where: Path, ours: Path | None, off: bool, elsewhere: bool) -> list[File]:
+    """What text needs besides, all of it in one folder; `where` the weights lie, or will."""
     sources = [s for s in row.sources if isinstance(s, Hub) and s.beside]
     if not sources:
         return []
-    here = places.vocabulary_folder(row, weights, cache=ours, elsewhere=elsewhere)
+    here = places.vocabulary_folder(row, where, cache=ours, elsewhere=elsewhere)
     if here is not None:
         return [File.here(here / name) for name in sources[0].beside if (here / name).is_file()]
     if off:
@@ -178,7 +178,7 @@ def _beside(row: Row, weights: Path, ours: Path | None, off: bool, elsewhere: bo
     folder, reasons = places.folder_for(row, ours or places.cache_folder()), []
     for source in sources:
         repo = source.beside_repo or source.repo
-        revision = "main" if source.beside_repo else _commit(weights.parent, source)
+        revision = "main" if source.beside_repo else _commit(where, source)
         try:
             return [
                 _named(hub_address(repo, revision, name), folder / name, None, page=page_of(repo))

@@ -61,7 +61,7 @@ def _open_row(
         _warn_of_licence(row.name, row.licence)
     path = fetch_files(row, cache=cache, offline=offline, images_will_do=True).path
     found = read(path, config=row.name if config is None else config, rules=row.rules)
-    folder = vocabulary_folder(row, path, cache=cache)
+    folder = vocabulary_folder(row, path.parent, cache=cache)
     return found if folder is None else replace(found, folder=folder)
 
 

@@ -27,7 +27,10 @@ from diptych.zoo.registry import Row, get
 from diptych.zoo.settings import differences, read_json
 from diptych.zoo.tensors import Tensors, read_tensors
 
-__all__ = ["read", "read_state_dict"]
+__all__ = ["HF_WEIGHT_FILES", "INDEX", "read", "read_state_dict", "weight_map"]
+
+HF_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"  # behind such a name: the list of its shards
 
 
 def read(
@@ -243,27 +246,40 @@ def _read_hf(
 
 
 def _hf_tensors(path: Path) -> dict[str, Tensor]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in HF_WEIGHT_FILES:
         if (path / name).is_file():
             return read_tensors(path / name).state_dict
-        index = path / f"{name}.index.json"
+        index = path / f"{name}{INDEX}"
         if index.is_file():
             return _sharded(index)
-    raise CheckpointError(
-        f"{path}: has config.json but neither model.safetensors nor pytorch_model.bin."
-    )
+    raise CheckpointError(f"{path}: has config.json but neither {' nor '.join(HF_WEIGHT_FILES)}.")
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Key -> file, of an index of shards.
+
+    Raises:
+        CheckpointError: no index, or it names a file outside its folder.
+    """
+    data = read_json(index)
+    where = data.get("weight_map") if isinstance(data, dict) else None
+    if (
+        not isinstance(where, dict)
+        or not where
+        or not all(isinstance(v, str) for v in where.values())
+    ):
+        raise CheckpointError(f"{index}: has no weight_map.")
+    for name in where.values():
+        if Path(name).name != name or name.startswith("."):
+            raise CheckpointError(f"{index}: names {name!r}, which lies outside its folder.")
+    return where
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
     """The shards that an index names; each key must lie where the index says."""
-    data = read_json(index)
-    where = data.get("weight_map") if isinstance(data, dict) else None
-    if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
-        raise CheckpointError(f"{index}: has no weight_map.")
+    where = weight_map(index)
     out: dict[str, Tensor] = {}
     for name in sorted(set(where.values())):
-        if Path(name).name != name:
-            raise CheckpointError(f"{index}: names {name!r}, which lies outside its folder.")
         shard = read_tensors(index.parent / name).state_dict
         expected = {key for key, file in where.items() if file == name}
         if wrong := sorted(shard.keys() ^ expected):

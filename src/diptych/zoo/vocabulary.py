@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from diptych.config import TokenizerConfig
 from diptych.errors import CheckpointError, ConfigError
+from diptych.tokenizer.bpe import byte_letters
 
 __all__ = ["SIGLIP_PADDING", "find_vocabulary", "hf_clip_files", "wordpiece"]
 
@@ -79,9 +80,7 @@ def merges() -> list[str]:
 @cache
 def clip_vocabulary() -> dict[str, int]:
     """CLIP's tokens as text, with their ids, the way `vocab.json` spells them."""
-    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printing]
-    letters = [chr(b) for b in printing] + [chr(256 + i) for i in range(len(others))]
+    letters = list(byte_letters().values())
     tokens = letters + [letter + "</w>" for letter in letters]
     tokens += ["".join(merge.split()) for merge in merges()]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

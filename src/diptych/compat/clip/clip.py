@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from diptych import zoo
 from diptych.compat.clip.model import CLIP, build_model
 from diptych.compat.clip.simple_tokenizer import SimpleTokenizer
-from diptych.compat.tokens import encode_rows, layout
+from diptych.compat.tokens import rows
 from diptych.compat.weights import fill, lay_out
 from diptych.errors import ConfigError, ModelNotFoundError, TextTooLongError
 from diptych.preprocess import Preprocess
@@ -91,12 +90,11 @@ def tokenize(
         TextError: something that is not a text.
     """
     texts = [texts] if isinstance(texts, str) else texts
-    rows = encode_rows(_tokenizer.tokenizer, texts)
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) > context_length and not truncate:
-            raise TooLongError(f"Input {text} is too long for context length {context_length}")
-    config = replace(_tokenizer.tokenizer.config, context_length=context_length)
-    return layout(rows, config).int()
+    tokens = rows(_tokenizer.tokenizer, texts, context_length)
+    if not truncate and tokens.cut.any():
+        first = texts[int(tokens.cut.nonzero()[0])]
+        raise TooLongError(f"Input {first} is too long for context length {context_length}")
+    return tokens.ids.int()
 
 
 def _models() -> dict[str, str]:

@@ -16,11 +16,9 @@ from diptych.compat.parts import (
     ResidualAttentionBlock,
     Transformer,
     VisionTransformer,
-    adopt,
-    text_features,
 )
-from diptych.compat.weights import Towers, convert, lay_out
-from diptych.config import CLIPConfig, TextConfig
+from diptych.compat.weights import Towers, assemble, convert, encode_text, lay_out
+from diptych.config import CLIPConfig
 from diptych.errors import CheckpointError
 from diptych.zoo import openai
 from diptych.zoo.tensors import Tensors
@@ -45,21 +43,13 @@ class CLIP(nn.Module):
     `forward` adds its `logit_bias`, if it has one.
     """
 
-    text_cfg: TextConfig
+    visual: Any
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
 
     def __init__(self, config: CLIPConfig, towers: Towers):
         super().__init__()
-        self.visual: Any = towers.visual
-        self.custom = towers.custom
-        if self.custom:
-            self.text = towers.text
-            self.context_length = config.text.context_length
-            self.vocab_size = config.text.vocab_size
-        else:
-            adopt(self, towers.text)
-        self.logit_scale = nn.Parameter(torch.empty((), device="meta"))
-        bias = nn.Parameter(torch.empty((), device="meta")) if config.loss == "sigmoid" else None
-        self.register_parameter("logit_bias", bias)
+        assemble(self, config, towers)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,7 +62,7 @@ class CLIP(nn.Module):
 
     def encode_text(self, text: Tensor) -> Tensor:
         """[n e] of token ids [n s]; not normalised."""
-        return self.text(text) if self.custom else text_features(self, text, self.text_cfg)
+        return encode_text(self, text)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """(logits_per_image [n m], logits_per_text [m n]): exp(logit_scale) * cosine."""

@@ -12,14 +12,12 @@ from diptych.compat.parts import (
     ModifiedResNet,
     TextTransformer,
     VisionTransformer,
-    adopt,
     freeze,
     lock_text,
-    text_features,
 )
 from diptych.compat.trunk import TimmModel
-from diptych.compat.weights import Towers, convert
-from diptych.config import CLIPConfig, TextConfig
+from diptych.compat.weights import Towers, assemble, convert, encode_text
+from diptych.config import CLIPConfig
 from diptych.errors import ConfigError
 from diptych.model.transformer import ACTIVATIONS, MLP
 
@@ -39,22 +37,17 @@ _Visual = VisionTransformer | ModifiedResNet | TimmModel
 class _Contrastive(nn.Module):
     """What the two classes share. The style guide's one level of inheritance is two here."""
 
-    text_cfg: TextConfig
+    visual: Any
+    text: Any
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
 
     def __init__(self, config: CLIPConfig, towers: Towers, *, output_dict: bool = False):
         super().__init__()
         self.output_dict = output_dict
-        self.visual: Any = towers.visual
-        if towers.custom:
-            self.text: Any = towers.text
-            self.context_length = config.text.context_length
-            self.vocab_size = config.text.vocab_size
-        else:
-            adopt(self, towers.text)
+        assemble(self, config, towers)
+        if not towers.custom:
             self.text_pool_type, self.text_eos_id = config.text.pool, config.text.eos_id
-        self.logit_scale = nn.Parameter(torch.empty((), device="meta"))
-        bias = nn.Parameter(torch.empty((), device="meta")) if config.loss == "sigmoid" else None
-        self.register_parameter("logit_bias", bias)
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """[n e] of pixels [n 3 H W]; unit rows with `normalize`."""
@@ -63,11 +56,8 @@ class _Contrastive(nn.Module):
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """[n e] of token ids [n s]; unit rows with `normalize`."""
-        features = self._text(text)
+        features = encode_text(self, text)
         return F.normalize(features, dim=-1) if normalize else features
-
-    def _text(self, text: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """(image_logits [n m], text_logits [m n]): scaled cosines, and the bias if there is one."""
@@ -120,9 +110,6 @@ def _lock_whole(tower: nn.Module, unlocked: int) -> None:
 class CLIP(_Contrastive):
     """The text tower's parts stand at the top level: `transformer`, `token_embedding`, ..."""
 
-    def _text(self, text: Tensor) -> Tensor:
-        return text_features(self, text, self.text_cfg)
-
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         """Freeze the text tower but for its last groups; norms are treated as other weights."""
         assert freeze_layer_norm, "norms cannot be left out, here and in open_clip"
@@ -138,9 +125,6 @@ class CLIP(_Contrastive):
 
 class CustomTextCLIP(_Contrastive):
     """The text tower stands under `.text`. A tower that open_clip has not is Diptych's own."""
-
-    def _text(self, text: Tensor) -> Tensor:
-        return self.text(text)
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         """As `CLIP.lock_text_tower`."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from torch import Tensor
 
 from diptych.compat import tokens
-from diptych.compat.tokens import encode_rows, layout
+from diptych.compat.tokens import rows
 from diptych.tokenizer import TextTokenizer
 
 __all__ = ["FileTokenizer", "SimpleTokenizer", "decode", "tokenize"]
@@ -33,7 +32,7 @@ class SimpleTokenizer(tokens.SimpleTokenizer):
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """int64 [n context_length]."""
-        return _rows(self.tokenizer, texts, context_length or self.context_length)
+        return rows(self.tokenizer, texts, context_length or self.context_length).ids
 
 
 class FileTokenizer:
@@ -48,15 +47,10 @@ class FileTokenizer:
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """int64 [n context_length]."""
-        return _rows(self.tokenizer, texts, context_length or self.context_length)
+        return rows(self.tokenizer, texts, context_length or self.context_length).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(ids)
-
-
-def _rows(tokenizer: TextTokenizer, texts: str | Sequence[str], context_length: int) -> Tensor:
-    config = replace(tokenizer.config, context_length=context_length)
-    return layout(encode_rows(tokenizer, texts), config)
 
 
 @cache

@@ -16,16 +16,13 @@ from diptych.zoo.cache import RECORD, cache_folder, hub_snapshots
 from diptych.zoo.net.download import File, download, get_json
 from diptych.zoo.net.web import Unavailable, hub_address, listing_address
 from diptych.zoo.open_clip import WEIGHT_FILES
-from diptych.zoo.settings import read_json
+from diptych.zoo.reading import HF_WEIGHT_FILES, INDEX, weight_map
 
 __all__ = ["SCHEME", "choose", "fetch_repository", "find_repository", "page_of", "parse"]
 
 SCHEME = "hf:"
 VOCABULARIES = ("spiece.model", "tokenizer.model", "vocab.txt", "merges.txt")
-INDEX = ".index.json"
-_HF_WEIGHTS = tuple(
-    n + end for n in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX)
-)
+_HF_WEIGHTS = tuple(name + end for name in HF_WEIGHT_FILES for end in ("", INDEX))
 
 
 def page_of(repo: str) -> str:
@@ -69,17 +66,8 @@ def choose(names: Collection[str]) -> list[str]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """The files of weights that an index names.
-
-    Raises:
-        CheckpointError: no index, or it names a file outside its folder.
-    """
-    data = read_json(index)
-    where = data.get("weight_map") if isinstance(data, dict) else None
-    names = sorted(set(map(str, where.values()))) if isinstance(where, dict) else []
-    if not names or any(Path(n).name != n or n.startswith(".") for n in names):
-        raise CheckpointError(f"{index}: names no files of weights in its folder.")
-    return names
+    """The files of weights that an index names; errors as `reading.weight_map`."""
+    return sorted(set(weight_map(index).values()))
 
 
 def find_repository(
