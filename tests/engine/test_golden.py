@@ -104,7 +104,7 @@ def test_what_differs_says_by_how_much(world, monkeypatch):
 def test_a_wrong_activation_shows(world, monkeypatch):
     """What a golden is for: the same weights under another tag's arithmetic."""
     _, row = world
-    quick = zoo.architectures.quick(CONFIG)
+    quick = zoo.architectures.with_act(CONFIG, "quick_gelu")
     monkeypatch.setitem(zoo.registry.rows(), "tiny/tag", replace(row, config=quick))
     strict = replace(row.goldens[0], tolerance=1e-6)
     monkeypatch.setitem(

@@ -10,7 +10,7 @@ from report import record
 from diptych import zoo
 from diptych.config import ViTConfig
 from diptych.zoo import open_clip as layout
-from diptych.zoo.architectures import ARCHITECTURES, quick
+from diptych.zoo.architectures import ARCHITECTURES, with_act
 from diptych.zoo.facts import num_parameters
 from diptych.zoo.settings import differences
 
@@ -95,7 +95,7 @@ def test_pixels_activation_and_addresses():
         if pixels != row.preprocess:
             wrong.append(f"{name}: {differences(row.preprocess, pixels)}")
         base = ARCHITECTURES[name.split("/")[0]]
-        if row.config != (quick(base) if theirs.get("quick_gelu") else base):
+        if row.config != (with_act(base, "quick_gelu") if theirs.get("quick_gelu") else base):
             wrong.append(f"{name}: activation")
         known = {s.repo if isinstance(s, zoo.Hub) else s.url for s in row.sources}
         for address in (theirs["hf_hub"].rstrip("/"), theirs["url"]):

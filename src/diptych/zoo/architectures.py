@@ -2,18 +2,19 @@
 
 Source: openai/CLIP `clip/model.py`, open_clip `model_configs/*.json`, big_vision and CLIPA configs.
 
-- Names are open_clip's, without its "-quickgelu" twins: the activation is the tag's (`quick`).
+- Names are open_clip's, without its "-quickgelu" twins: the activation is the tag's (`with_act`).
 - Heads are not width / 64: H is 80 wide, g 88, bigG 104, So400m 72, g-opt 96.
 - Arithmetic follows the original training code: tanh GELU in SigLIP and CLIPA, where open_clip and
   timm compute the exact one.
 """
 
 from dataclasses import replace
+from typing import Any, Literal
 
 from diptych.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.zoo.trunks import TIMM
 
-__all__ = ["ARCHITECTURES", "quick"]
+__all__ = ["ARCHITECTURES", "with_act"]
 
 
 # --- image towers -----------------------------------------------------------------------------
@@ -81,12 +82,13 @@ def _pair(embed_dim: int, visual: ViTConfig | ResNetConfig, text: TextConfig) ->
     return CLIPConfig(embed_dim=embed_dim, visual=visual, text=text)
 
 
-def quick(config: CLIPConfig) -> CLIPConfig:
-    """The same with QuickGELU; a ResNet has no activation of its own to change."""
-    visual = config.visual
-    if isinstance(visual, ViTConfig):
-        visual = replace(visual, act="quick_gelu")
-    return replace(config, visual=visual, text=replace(config.text, act="quick_gelu"))
+def with_act(config: CLIPConfig, act: Literal["gelu", "quick_gelu"]) -> CLIPConfig:
+    """The same with the exact GELU or QuickGELU, in the towers that have one of the two."""
+    sides: dict[str, Any] = {"visual": config.visual, "text": config.text}
+    for name, side in sides.items():
+        if isinstance(side, ViTConfig | TextConfig) and side.act != "gelu_tanh":
+            sides[name] = replace(side, act=act)
+    return replace(config, **sides)
 
 
 def _siglip(trunk: str, text: TextConfig, vocab_size: int, context_length: int = 64) -> CLIPConfig:

@@ -21,6 +21,7 @@ from diptych.model.vision import resize_positions
 from diptych.preprocess import Preprocess
 from diptych.tokenizer import build as build_tokenizer
 from diptych.zoo import Checkpoint
+from diptych.zoo.architectures import with_act
 from diptych.zoo.settings import differences
 
 __all__ = [
@@ -209,7 +210,7 @@ def _checkpoint(model_name: str, pretrained: str | None, options: Options) -> Ch
         raise ModelNotFoundError(
             f"{model_name}: no tag and no file is named {pretrained!r}. Its tags: {tags}"
         )
-    if options.force_quick_gelu and names.with_act(row.config, quick=True) != row.config:
+    if options.force_quick_gelu and with_act(row.config, "quick_gelu") != row.config:
         raise ConfigError(
             f"{row.name} was not trained with QuickGELU: leave out force_quick_gelu=True."
         )
@@ -245,7 +246,7 @@ def _from_path(model_name: str, path: Path, options: Options) -> Checkpoint:
         found = zoo.open_model(path)
     except CheckpointError:  # says nothing, or is no checkpoint, and then this fails again
         return _finite(zoo.open_model(path, config=config))
-    named, read = (names.with_act(each, quick=False) for each in (config, found.config))
+    named, read = (with_act(each, "gelu") for each in (config, found.config))
     if wrong := differences(named, read):
         raise CheckpointError(f"{path}: is no {model_name}: {'; '.join(wrong[:10])}.")
     return _finite(found)

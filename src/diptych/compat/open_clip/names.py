@@ -6,12 +6,12 @@ states the activation, which is a row's own here: both spellings mean one row.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from diptych.config import CLIPConfig, TextConfig, ViTConfig
+from diptych.config import CLIPConfig, TextConfig
 from diptych.errors import ModelNotFoundError, nearest
 from diptych.zoo import Row
+from diptych.zoo.architectures import with_act
 from diptych.zoo.open_clip_config import model_cfg
 from diptych.zoo.registry import rows
 
@@ -97,17 +97,8 @@ def config_of(model_name: str, *, quick_gelu: bool = False) -> CLIPConfig:
     SigLIP's and CLIPA's activation is not changed.
     """
     _, quick = architecture(model_name)
-    return with_act(rows_of(model_name)[0].config, quick=quick or quick_gelu)
-
-
-def with_act(config: CLIPConfig, *, quick: bool) -> CLIPConfig:
-    """The same with QuickGELU or the exact GELU, in the towers that have one of the two."""
-    act = "quick_gelu" if quick else "gelu"
-    sides: dict[str, Any] = {"visual": config.visual, "text": config.text}
-    for name, side in sides.items():
-        if isinstance(side, ViTConfig | TextConfig) and side.act != "gelu_tanh":
-            sides[name] = replace(side, act=act)
-    return replace(config, **sides)
+    act = "quick_gelu" if quick or quick_gelu else "gelu"
+    return with_act(rows_of(model_name)[0].config, act)
 
 
 def _is_quick(config: CLIPConfig) -> bool:

@@ -6,7 +6,7 @@ Metrics are ImageNet-1k zero-shot top-1 in percent (80 templates), with whose fi
 from typing import Any
 
 from diptych.config import PreprocessConfig, TokenizerConfig
-from diptych.zoo.architectures import ARCHITECTURES, quick
+from diptych.zoo.architectures import ARCHITECTURES, with_act
 from diptych.zoo.row import Row, Source
 
 __all__ = ["BPE", "HALF", "OPEN_CLIP", "build"]
@@ -30,7 +30,7 @@ def build(
     config = ARCHITECTURES[name.split("/")[0]]
     return Row(
         name=name,
-        config=quick(config) if quick_gelu else config,
+        config=with_act(config, "quick_gelu") if quick_gelu else config,
         preprocess=PreprocessConfig(size=config.visual.image_size, **(preprocess or {})),
         tokenizer=tokenizer,
         sources=sources,
