@@ -22,6 +22,7 @@ from diptych.engine.lower import Lowered, Versions
 from diptych.engine.prompts import fill, templates_of
 from diptych.engine.results import Classification
 from diptych.engine.stream import Batch, decode, num_threads, sources
+from diptych.engine.video import frames
 from diptych.errors import ConfigError, ImageError, TextError
 from diptych.model import CLIP
 from diptych.preprocess import Preprocess, collate
@@ -216,6 +217,40 @@ class Encoder:
         """
         for batch in self._batches(sources(images)):
             yield batch._replace(vectors=_output(batch.vectors, out))
+
+    def encode_video(
+        self,
+        path: str | Path,
+        *,
+        every: float | None = 1.0,
+        out: Literal["numpy", "torch"] = "numpy",
+    ) -> tuple[Any, np.ndarray]:
+        """Unit vectors of a video's pictures, and the second of each. Extra `photos`.
+
+        Args:
+            path: a video file.
+            every: one picture in so many seconds; None: about one a shot. See `video.frames`.
+            out: "torch" leaves the vectors on the model's device.
+
+        Returns:
+            (vectors float32 [n, e], seconds float64 [n]), in order of time.
+
+        Raises:
+            ImageError: the file is no video that can be read; names it.
+            MissingExtraError: PyAV is not installed.
+        """
+        seconds, pixels, rows = [], [], []
+        limits = self.preprocess.limits
+        for second, picture in frames(path, every=every, limits=limits):
+            seconds.append(second)
+            # here, not in threads: a window of decoded pictures would take gigabytes
+            pixels.append(self.preprocess(picture, name=f"{path} at second {second:.2f}"))
+            if len(pixels) == self.batch_size:
+                rows.append(self.run_image(collate(pixels)))
+                pixels = []
+        if pixels:
+            rows.append(self.run_image(collate(pixels)))
+        return _output(torch.cat(rows), out), np.array(seconds)
 
     def _batches(self, items: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
         keys, pixels, errors = [], [], {}

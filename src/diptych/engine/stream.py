@@ -4,6 +4,7 @@
 - Order is kept, so rows and keys line up; an image that fails is named and the rest goes on.
 """
 
+import importlib.util
 import os
 import sys
 from collections import deque
@@ -15,15 +16,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image as PILImage
-from torch import Tensor
 
 from diptych.errors import ConfigError, ImageError
 
-__all__ = ["IMAGE_SUFFIXES", "Batch", "Decoded", "decode", "num_threads", "sources"]
+__all__ = [
+    "HEIF_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "RAW_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Batch",
+    "Decoded",
+    "decode",
+    "num_threads",
+    "readable_suffixes",
+    "sources",
+]
 
 # files of a folder that are taken for images; a file that is given by name is always tried
 _SUFFIXES = "jpg jpeg jpe jfif mpo png apng webp gif bmp tif tiff avif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+# those of the extra `photos`, which are taken where its packages are installed
+_SUFFIXES = "heic heif hif"
+HEIF_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+_SUFFIXES = (
+    "3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf rw2 rwl sr2 srf "
+    "srw x3f"
+)
+RAW_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+# not images: for `Encoder.encode_video`; not ts, which is TypeScript's more often
+_SUFFIXES = "mp4 m4v mov 3gp mkv webm avi mpg mpeg mts m2ts wmv flv ogv"
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 
 
 class Batch(NamedTuple):
@@ -36,7 +58,7 @@ class Batch(NamedTuple):
 
 class Decoded(NamedTuple):
     key: Any
-    pixels: Tensor | None  # Float[3 H W]
+    pixels: Any  # what `prepare` made: Float[3 H W]; None after an error
     error: ImageError | None
 
 
@@ -74,18 +96,28 @@ def sources(images: Any) -> Iterator[tuple[Any, Any]]:
         yield (str(image) if isinstance(image, str | Path) else i), image
 
 
+def readable_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of the files that a folder walk takes with what is installed."""
+    found = IMAGE_SUFFIXES
+    for package, suffixes in (("pillow_heif", HEIF_SUFFIXES), ("rawpy", RAW_SUFFIXES)):
+        if importlib.util.find_spec(package) is not None:
+            found |= suffixes
+    return found
+
+
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    suffixes = readable_suffixes()
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if Path(name).suffix.lower() in suffixes:
                 path = Path(root, name)
                 yield str(path), path
 
 
 def decode(
     items: Iterable[tuple[Any, Any]],
-    prepare: Callable[..., Tensor],
+    prepare: Callable[..., Any],
     *,
     threads: int,
     window: int,

@@ -3,6 +3,7 @@
 - Formats: JPEG (and MPO, the same with a second picture), PNG, WEBP, GIF, BMP, TIFF and AVIF:
   what cameras, browsers, phones and scanners write. EPS, PSD, FITS, JPEG 2000, FLI, BLP, PCX, SGI
   and PDF carry most of Pillow's CVEs and are not photographs.
+- With the extra `photos` also HEIC, and RAW files by their preview: see `heif_raw`.
 - Whatever is refused is refused from the header: no pixel of a bomb is decoded.
 - Only the first picture of an animation or of a multi-page file is read.
 - Nothing global changes: not `Image.MAX_IMAGE_PIXELS`, not `LOAD_TRUNCATED_IMAGES`.
@@ -69,7 +70,6 @@ _LOOKS_LIKE = (  # beginnings, in lower case
     (b"{", "is a JSON text"),
     (b"version https://git-lfs", "is a Git LFS pointer"),
 )
-_HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +86,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+# For one's own pictures, where phones take 200 megapixels and RAW files have 200 MB.
+LARGE = Limits(file_bytes=2**30, pixels=250_000_000, memory=2**31)
 
 # Above BIG bytes (25 megapixels) two images at a time, however many threads decode.
 BIG = 100_000_000
@@ -98,6 +100,7 @@ def open_image(
     limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
     turn: contextlib.ExitStack | None = None,
+    previews: bool = True,
 ) -> Image.Image:
     """The decoded first picture of a file or of its bytes, in the file's own mode.
 
@@ -107,6 +110,8 @@ def open_image(
         name: what errors call it; the path, or "image".
         turn: where threads share the memory: a big image waits here for its turn, which ends when
             the stack is closed.
+        previews: False leaves RAW files that are TIFF files to Pillow, as the publishers do: it
+            shows the first picture in them, often a thumbnail.
 
     Raises:
         ImageError: missing, unreadable, not an image, damaged, cut short, or above a limit.
@@ -114,7 +119,7 @@ def open_image(
     if isinstance(source, bytes):
         name = name or "image"
         _check_bytes(len(source), limits, name)
-        return _decode(io.BytesIO(source), limits, name, turn)
+        return _decode(io.BytesIO(source), None, limits, name, turn, previews)
     path = Path(source)
     name = name or str(source)
     try:
@@ -125,7 +130,7 @@ def open_image(
             raise ImageError(f"{name}: is a device or a pipe, not an image. Give a file.")
         _check_bytes(status.st_size, limits, name)
         with path.open("rb") as file:
-            return _decode(file, limits, name, turn)
+            return _decode(file, path, limits, name, turn, previews)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file. Check the path.") from error
     except PermissionError as error:
@@ -145,20 +150,61 @@ def _check_bytes(size: int, limits: Limits, name: str) -> None:
 
 
 def _decode(
-    file: IO[bytes], limits: Limits, name: str, turn: contextlib.ExitStack | None
+    file: IO[bytes],
+    path: Path | None,
+    limits: Limits,
+    name: str,
+    turn: contextlib.ExitStack | None,
+    previews: bool,
 ) -> Image.Image:
+    from diptych.preprocess import heif_raw  # it is built on this module
+
+    with quiet():
+        match heif_raw.kind(file):
+            case "heif":
+                return heif_raw.open_heif(file, limits=limits, name=name, turn=turn)
+            case "raw" if previews or not _opens(file):
+                return heif_raw.open_raw(file, path=path, limits=limits, name=name, turn=turn)
+        return decode_with_pillow(file, limits, name, turn)
+
+
+def _opens(file: IO[bytes]) -> bool:
+    """Whether Pillow takes the file. Rewinds it."""
+    try:
+        Image.open(file, formats=FORMATS)
+    except PILLOW_ERRORS:
+        return False
+    finally:
+        file.seek(0)
+    return True
+
+
+def decode_with_pillow(
+    file: IO[bytes],
+    limits: Limits,
+    name: str,
+    turn: contextlib.ExitStack | None,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+) -> Image.Image:
+    """The decoded picture of a file that Pillow reads. Raises ImageError as `open_image` does."""
     with quiet():
         try:
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=formats)
             cost, scans = _memory(image), _scans(image, file)
         except Image.DecompressionBombError as error:
             raise ImageError(f"{name}: {error} Make it smaller.") from error
         except PILLOW_ERRORS as error:
             raise ImageError(f"{name}: {_diagnosis(file, error)}") from error
         _check_header(image, cost, scans, limits, name)
-        if turn is not None and cost > BIG:
-            turn.enter_context(_big)
+        take_turn(turn, cost)
         return load(image, name)
+
+
+def take_turn(turn: contextlib.ExitStack | None, cost: int) -> None:
+    """Waits for the turn of an image that takes `cost` bytes, if that is much."""
+    if turn is not None and cost > BIG:
+        turn.enter_context(_big)
 
 
 def load(image: Image.Image, name: str) -> Image.Image:
@@ -183,11 +229,12 @@ def check_shape(size: tuple[int, int], limits: Limits, name: str) -> None:
         )
 
 
-def _check_header(
-    image: ImageFile.ImageFile, cost: int, scans: int, limits: Limits, name: str
+def check_cost(
+    size: tuple[int, int], cost: int, limits: Limits, name: str, *, what: str | None
 ) -> None:
-    width, height = image.size
-    check_shape(image.size, limits, name)
+    """Refuses what is above the limits. `size` is (width, height); `cost` bytes at the peak."""
+    width, height = size
+    check_shape(size, limits, name)
     if width * height > limits.pixels:
         raise ImageError(
             f"{name}: has {width}x{height} pixels, more than {limits.pixels:,}. "
@@ -195,10 +242,16 @@ def _check_header(
         )
     if cost > limits.memory:
         raise ImageError(
-            f"{name}: to decode {width}x{height} pixels of this {image.format} takes "
+            f"{name}: to decode {width}x{height} pixels of this {what} takes "
             f"{cost / 1e6:.0f} MB, more than {limits.memory / 1e6:.0f}. "
             "Make it smaller, or pass limits=Limits(memory=...)."
         )
+
+
+def _check_header(
+    image: ImageFile.ImageFile, cost: int, scans: int, limits: Limits, name: str
+) -> None:
+    check_cost(image.size, cost, limits, name, what=image.format)
     if scans > limits.scans:
         raise ImageError(
             f"{name}: is a progressive JPEG of {scans} scans, more than {limits.scans}. "
@@ -248,8 +301,6 @@ def _diagnosis(file: IO[bytes], error: BaseException) -> str:
     for start, what in _LOOKS_LIKE:
         if text.startswith(start):
             return f"{what}, not an image. Check where it came from."
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
-        return "is a HEIC photo, which Pillow does not read. Save it as JPEG."
     if head[4:8] == b"ftyp" and head[8:12] not in (b"avif", b"avis"):
         return "is a video, not an image. Take a picture out of it first."
     known = ", ".join(FORMATS)

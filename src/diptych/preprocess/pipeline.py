@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -62,23 +63,39 @@ class Preprocess:
     def __repr__(self) -> str:
         return f"Preprocess({self.config!r}, mode={self.mode!r})"
 
-    def __call__(self, image: Image, *, name: str | None = None) -> Float[Tensor, "3 H W"]:
+    def __call__(
+        self,
+        image: Image,
+        *,
+        name: str | None = None,
+        look: Callable[[PILImage.Image], object] | None = None,
+    ) -> Float[Tensor, "3 H W"]:
         """Pixels of one image.
 
         Args:
             image: a path, the bytes of a file, a Pillow image, or uint8 [H W] or [H W C] with 1
                 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels.
             name: what errors call it ("image 3 of the list").
+            look: is shown the decoded picture in the file's own size and mode, so that what else
+                is to be known of it (its date, its size) costs no second decoding.
 
         Raises:
             ImageError: cannot be read, or would cost more than the limits.
         """
-        return normalise(self.resize(image, name=name), self.config)
+        return normalise(self.resize(image, name=name, look=look), self.config)
 
-    def resize(self, image: Image, *, name: str | None = None) -> PILImage.Image:
+    def resize(
+        self,
+        image: Image,
+        *,
+        name: str | None = None,
+        look: Callable[[PILImage.Image], object] | None = None,
+    ) -> PILImage.Image:
         """The same, before the normalisation: an RGB picture of `config.size`."""
         with contextlib.ExitStack() as turn:
             opened, name = self._open(image, name, turn)
+            if look is not None:
+                look(opened)
             return self._resize(opened, name, owned=opened is not image)
 
     def _resize(self, opened: PILImage.Image, name: str, *, owned: bool) -> PILImage.Image:
@@ -126,7 +143,9 @@ class Preprocess:
     ) -> tuple[PILImage.Image, str]:
         if isinstance(image, str | Path | bytes):
             label = name or (str(image) if not isinstance(image, bytes) else "image")
-            return open_image(image, limits=self.limits, name=label, turn=turn), label
+            previews = self.mode == "right"
+            opened = open_image(image, limits=self.limits, name=label, turn=turn, previews=previews)
+            return opened, label
         name = name or "image"
         if isinstance(image, np.ndarray):
             image = _from_array(image, name)
