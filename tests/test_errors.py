@@ -1,6 +1,7 @@
 """Errors: one tree, stable codes, texts that end with what to type."""
 
 import ast
+import pickle
 import re
 import tomllib
 from pathlib import Path
@@ -26,7 +27,11 @@ def test_codes_are_stable():
         "DownloadError": "download",
         "CheckpointError": "checkpoint",
         "UnsafeFileError": "unsafe_file",
+        "CollectionError": "collection",
+        "CollectionBusyError": "collection_busy",
+        "IndexFileError": "index_file",
         "ImageError": "image",
+        "ShardError": "shard",
         "TextError": "text",
         "TextTooLongError": "text_too_long",
         "MissingExtraError": "missing_extra",
@@ -45,6 +50,12 @@ def test_a_missing_extra_says_what_to_type():
     assert str(error) == (
         "writing Parquet needs the package 'pyarrow'. Type: pip install 'diptych[parquet]'"
     )
+
+
+def test_a_missing_extra_travels_between_processes():
+    error = MissingExtraError("pyarrow", extra="parquet", needed_for="writing Parquet")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (MissingExtraError, str(error))
 
 
 def test_extras_named_in_the_source_exist():

@@ -6,7 +6,11 @@
     |   `-- DownloadError     a file that could not be fetched, and why
     |-- CheckpointError       a file that is not the checkpoint it claims to be
     |   `-- UnsafeFileError   a file that would have to run code to be read
+    |-- CollectionError       a collection that is not there, cannot be read or cannot be written
+    |   |-- CollectionBusyError   another process writes to it
+    |   `-- IndexFileError    a derived file of it that is damaged or belongs to an older state
     |-- ImageError            one image that cannot be read, or would cost too much to read
+    |-- ShardError            a shard that is not there or cannot be read at all
     |-- TextError             one text that cannot be tokenised
     |   `-- TextTooLongError  more tokens than the context holds, under `truncate="error"`
     `-- MissingExtraError     an optional package is needed
@@ -18,12 +22,16 @@ from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
+    "CollectionBusyError",
+    "CollectionError",
     "ConfigError",
     "DiptychError",
     "DownloadError",
     "ImageError",
+    "IndexFileError",
     "MissingExtraError",
     "ModelNotFoundError",
+    "ShardError",
     "TextError",
     "TextTooLongError",
     "UnsafeFileError",
@@ -57,8 +65,24 @@ class UnsafeFileError(CheckpointError):
     code = "unsafe_file"
 
 
+class CollectionError(DiptychError):
+    code = "collection"
+
+
+class CollectionBusyError(CollectionError):
+    code = "collection_busy"
+
+
+class IndexFileError(CollectionError):
+    code = "index_file"
+
+
 class ImageError(DiptychError):
     code = "image"
+
+
+class ShardError(DiptychError):
+    code = "shard"
 
 
 class TextError(DiptychError):
@@ -75,9 +99,18 @@ class MissingExtraError(DiptychError):
     code = "missing_extra"
 
     def __init__(self, package: str, *, extra: str, needed_for: str):
+        self._made_of = (package, extra, needed_for)
         super().__init__(
             f"{needed_for} needs the package {package!r}. Type: pip install 'diptych[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple:
+        return _missing_extra, self._made_of
+
+
+def _missing_extra(package: str, extra: str, needed_for: str) -> MissingExtraError:
+    """For pickle, which calls with positions: a worker's error reaches the one who started it."""
+    return MissingExtraError(package, extra=extra, needed_for=needed_for)
 
 
 def nearest(name: str, names: Iterable[str], *, n: int = 3) -> str:
