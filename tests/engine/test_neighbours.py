@@ -9,8 +9,6 @@ import torch
 from diptych.config import PreprocessConfig
 from diptych.engine import neighbours as module
 from diptych.engine.neighbours import (
-    Pairs,
-    groups,
     hamming,
     leaders,
     neighbours,
@@ -88,7 +86,6 @@ def test_progress_and_an_empty_collection(monkeypatch):
         list(function(clustered(150), threshold=0.9, progress=told.append))
         assert told == [64, 128, 150]
         assert list(function(np.empty((0, 8), np.float32), threshold=0.9)) == []
-    assert groups(0, []) == groups(5, []) == []
 
 
 def greedy(vectors, threshold, order, far=lambda i, j: False):
@@ -108,13 +105,11 @@ def greedy(vectors, threshold, order, far=lambda i, j: False):
 
 @pytest.mark.parametrize("tile", [5, 32, 4096])
 @pytest.mark.parametrize("threshold", [0.6, 0.85])
-def test_groups_and_leaders_by_their_definition(monkeypatch, tile, threshold):
+def test_leaders_by_their_definition(monkeypatch, tile, threshold):
     monkeypatch.setattr(module, "_TILE", tile)
     vectors = clustered(150)
     order = np.random.default_rng(2).permutation(150)
     expected = greedy(vectors, threshold, order.tolist())
-    pairs = neighbours(vectors, threshold=threshold)
-    assert groups(150, pairs, order=order) == expected
     assert leaders(vectors, threshold=threshold, order=order) == expected
     assert len(expected) > 5
     hashes = np.random.default_rng(3).integers(0, 8, 150).astype(np.uint64)
@@ -161,8 +156,6 @@ def test_what_does_not_fit():
         leaders(vectors, hashes=np.zeros(3, np.uint64))
     with pytest.raises(ConfigError, match="each position from 0 to 19 once"):
         leaders(vectors, order=[0] * 20)
-    with pytest.raises(ConfigError, match="each position from 0 to 4 once"):
-        groups(5, [Pairs(np.array([0]), np.array([1]), np.array([1.0]))], order=[1, 2])
 
 
 # --- hashes ---------------------------------------------------------------------------------------

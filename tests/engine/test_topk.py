@@ -110,3 +110,16 @@ def test_what_does_not_fit():
         topk(unit(rng, 5, 8), unit(rng, 8), 3)
     with pytest.raises(ConfigError, match="hold NaN"):
         topk(unit(rng, 5, 8), np.full((1, 8), np.nan, np.float32), 3)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e30, 3e38])
+def test_queries_of_any_length(size):
+    """Sums beyond float32 made NaN of a row, and those below its normal numbers hid a tie."""
+    rng = np.random.default_rng(6)
+    vectors = rng.uniform(-60_000, 60_000, (9000, 24)).astype(np.float16)
+    if size < 1:
+        vectors = (vectors / 60_000).astype(np.float16)
+    queries = (unit(rng, 3, 24) * size).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = oracle(vectors, queries, 20)
+    same(topk(vectors, queries, 20), expected)

@@ -1,6 +1,5 @@
-"""The cut-off: its formula, what it must not do, what comes back from bytes, and the real model."""
+"""The cut-off: its formula, what it must not do, and the real model."""
 
-import json
 import math
 from importlib import resources
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 import diptych
-from diptych.errors import ConfigError, IndexFileError
+from diptych.errors import ConfigError
 from diptych.search import relevance as module
 from diptych.search.relevance import FEWEST, STRICTNESS, Relevance, background_texts
 
@@ -184,24 +183,6 @@ def test_what_does_not_fit():
     ):
         with pytest.raises(ConfigError, match="too few to say"):
             Relevance.fit(vectors, background)
-
-
-def test_bytes():
-    made = Relevance(centre=0.1, limit=1 / 3, spread=math.pi / 100)
-    assert Relevance.from_bytes(made.to_bytes()) == made
-    good = json.loads(made.to_bytes())
-    bad = [
-        b"", b"\x80\x04.", b"[]", b"3", b"{}",
-        json.dumps(good | {"format": 99}).encode(),
-        json.dumps(good | {"more": 1}).encode(),
-        json.dumps(good | {"spread": "wide"}).encode(),
-        json.dumps(good | {"spread": None}).encode(),
-        json.dumps(good | {"spread": math.nan}).encode(),
-        json.dumps({k: v for k, v in good.items() if k != "limit"}).encode(),
-    ]  # fmt: skip
-    for data in bad:
-        with pytest.raises(IndexFileError, match="is measured again by Relevance"):
-            Relevance.from_bytes(data)
 
 
 def test_general_words():

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,7 +29,6 @@ __all__ = [
     "DUPLICATE_COSINE",
     "DUPLICATE_HAMMING",
     "Pairs",
-    "groups",
     "hamming",
     "leaders",
     "neighbours",
@@ -144,41 +143,6 @@ def neighbours(
             progress(min(start + _TILE, len(vectors)))
 
 
-def groups(
-    n: int, pairs: Iterable[Pairs], *, order: Sequence[int] | np.ndarray | None = None
-) -> list[list[int]]:
-    """Near-duplicates around leaders: a list for each group, its leader first.
-
-    In the given order each picture that is in no group yet becomes a leader and takes all its
-    neighbours that are in none. Pictures without a neighbour are in no list.
-
-    Args:
-        n: the number of pictures.
-        pairs: of `neighbours`, perhaps fewer of them; all are kept in memory.
-        order: all positions, the best first, as the largest pictures; by default as they stand.
-    """
-    order, rank = _order(n, order)
-    blocks = list(pairs)
-    empty = np.empty(0, np.int64)
-    i = rank[np.concatenate([b.i for b in blocks] or [empty])]
-    j = rank[np.concatenate([b.j for b in blocks] or [empty])]
-    first, second = np.minimum(i, j), np.maximum(i, j)
-    sort = np.lexsort((second, first))
-    first, second = first[sort], second[sort]
-    bounds = np.searchsorted(first, np.arange(n + 1))
-    free = np.ones(n, bool)
-    found = []
-    for leader in np.unique(first).tolist():
-        if not free[leader]:
-            continue
-        mine = second[bounds[leader] : bounds[leader + 1]]
-        mine = mine[free[mine]]
-        free[mine] = False
-        if len(mine):
-            found.append(order[[leader, *mine]].tolist())
-    return found
-
-
 def leaders(
     vectors: Float[np.ndarray, "n e"],
     *,
@@ -188,7 +152,11 @@ def leaders(
     order: Sequence[int] | np.ndarray | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
-    """The groups that `groups(n, neighbours(...))` gives, in memory of the size of the leaders.
+    """Near-duplicates around leaders: a list for each group, its leader first.
+
+    In the given order each picture that is in no group yet becomes a leader and takes all its
+    neighbours that are in none. Pictures without a neighbour are in no list. No pairs are kept: ten
+    thousand equal pictures take the memory of one.
 
     Args:
         vectors: as for `neighbours`.
@@ -207,7 +175,7 @@ def leaders(
             f"{len(hashes)} hashes for {len(vectors)} vectors. Give one for each, in their order."
         )
     n = len(vectors)
-    order, _ = _order(n, order)
+    order = _order(n, order)
 
     def near(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(i, j), rising: left[i] and right[j], positions in the order, are near-duplicates."""
@@ -255,12 +223,12 @@ def _check(vectors: np.ndarray, threshold: float) -> None:
         )
 
 
-def _order(n: int, order: Sequence[int] | np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(position of each rank, rank of each position), int64 [n]."""
+def _order(n: int, order: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    """The position of each rank, int64 [n]."""
     order = np.arange(n) if order is None else np.asarray(order, np.int64)
     if not np.array_equal(np.sort(order), np.arange(n)):
         raise ConfigError(f"order must hold each position from 0 to {n - 1} once")
-    return order, np.argsort(order)
+    return order
 
 
 # --- tiles ----------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ from diptych.errors import ConfigError
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["TopK", "topk"]
+__all__ = ["TopK", "best_pairs", "check_space", "checked_queries", "dots", "topk"]
 
 _ROWS = 8192  # vectors compared at once
 _QUERIES = 512  # with so many queries: 16 MB of scores
-_PAIRS = 8192  # pairs scored at once in float64: 100 MB where e = 768
+_HUGE = float(np.finfo(np.float32).max)
+_TINY = float(np.finfo(np.float32).smallest_subnormal)
+_PAIRS = 1024  # pairs scored at once in float64: 8 MB where e = 512; with 64 MB, 10 times as slow
 
 
 def topk(
@@ -57,26 +59,21 @@ class TopK:
     """
 
     def __init__(self, queries: Float[np.ndarray, "q e"], k: int):
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, got {k}")
-        if queries.ndim != 2:
-            raise ConfigError(f"queries must be rows [q, e], got {list(queries.shape)}")
-        if not np.isfinite(queries).all():
-            raise ConfigError("queries hold NaN or infinity, as of an image that failed")
+        queries = checked_queries(queries, k)
         self.k = k
         self.num_vectors = 0
         self.scores = np.empty((len(queries), 0), np.float32)
         self.indices = np.empty((len(queries), 0), np.int64)
-        self._queries = np.ascontiguousarray(queries, np.float32)
+        self._queries = queries
+        # The rough product is of queries whose largest number is between 1/2 and 1, so that it
+        # cannot overflow; a power of two rounds nothing.
+        _, exponent = np.frexp(np.abs(queries).max(1, initial=0).astype(np.float64))
+        self._scale = np.ldexp(1.0, -exponent)[:, None]
+        self._scaled = (queries * self._scale).astype(np.float32)
 
     def add(self, vectors: Float[np.ndarray, "n e"]) -> None:
         """Compare some more vectors. Raises ConfigError when they are not of the queries' space."""
-        width = self._queries.shape[1]
-        if vectors.ndim != 2 or vectors.shape[1] != width:
-            raise ConfigError(
-                f"vectors {list(vectors.shape)} and queries of {width} numbers are not of one "
-                "space. Make both with the same model."
-            )
+        check_space(vectors, self._queries)
         for start in range(0, len(vectors), _ROWS):
             block = np.ascontiguousarray(vectors[start : start + _ROWS], np.float32)
             parts = [
@@ -91,50 +88,102 @@ class TopK:
     def _better(self, chunk: slice, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The best of some queries when `block` has joined what they have."""
         queries, scores, indices = self._queries[chunk], self.scores[chunk], self.indices[chunk]
-        rows, columns = self._candidates(queries, block, scores)
-        added = _dots(queries, block, rows, columns)
-
+        rows, columns = self._candidates(self._scaled[chunk], self._scale[chunk], block, scores)
         held = scores.shape[1]
-        row = np.concatenate([np.repeat(np.arange(len(queries)), held), rows])
-        score = np.concatenate([scores.ravel(), added])
-        index = np.concatenate([indices.ravel(), self.num_vectors + columns])
-        order = np.lexsort((index, -score, row))  # by row, then falling score, then index
-        counts = np.bincount(row, minlength=len(queries))
-        first = np.cumsum(counts) - counts
-        keep = order[first[:, None] + np.arange(min(self.k, held + len(block)))]  # q k
-        return score[keep], index[keep]
+        return best_pairs(
+            np.concatenate([np.repeat(np.arange(len(queries)), held), rows]),
+            np.concatenate([scores.ravel(), dots(queries, block, rows, columns)]),
+            np.concatenate([indices.ravel(), self.num_vectors + columns]),
+            num_queries=len(queries),
+            k=min(self.k, held + len(block)),
+        )
 
     def _candidates(
-        self, queries: np.ndarray, block: np.ndarray, scores: np.ndarray
+        self, queries: np.ndarray, scale: np.ndarray, block: np.ndarray, scores: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """(row, column) of every pair whose exact score may be among the k best."""
-        rough = queries @ block.T  # q b
-        norms = np.sqrt(np.einsum("be,be->b", block, block))
+        with np.errstate(over="ignore", invalid="ignore"):  # rows with NaN or infinity
+            rough = queries @ block.T  # q b
+            norms = np.sqrt(np.einsum("be,be->b", block, block))
         finite = np.isfinite(norms)
         if not finite.all():
             rough[np.isnan(rough)] = -np.inf
         if scores.shape[1] == self.k:
-            floor = scores[:, -1:]
+            floor = scores[:, -1:] * scale
         elif len(block) > self.k:
             floor = np.partition(rough, len(block) - self.k, axis=1)[:, [len(block) - self.k]]
         else:
-            floor = np.full((len(queries), 1), -np.inf, np.float32)
-        # |rough - exact| <= e u |q| |v| with u = eps / 2, twice, and the last rounding of a score
+            floor = np.full((len(queries), 1), -np.inf)
+        floor = np.minimum(floor, _HUGE * scale)  # what is beyond float32 is infinite, and ties
+        # |rough - exact| <= e u |q| |v| with u = eps / 2, twice, and the last rounding of a score,
+        # which is coarser where it has no normal float32
         longest = np.max(norms, initial=0, where=finite)
         bound = (queries.shape[1] + 2) * np.finfo(np.float32).eps
-        margin = bound * longest * np.linalg.norm(queries, axis=1, keepdims=True)
-        rows, columns = np.nonzero(rough >= floor - margin)
+        margin = bound * longest * np.linalg.norm(queries, axis=1, keepdims=True) + scale * _TINY
+        with np.errstate(over="ignore"):
+            least = np.nextafter((floor - margin).astype(np.float32), np.float32(-np.inf))
+        rows, columns = np.nonzero(rough >= least)
         return rows, columns
 
 
-def _dots(
-    queries: np.ndarray, block: np.ndarray, rows: np.ndarray, columns: np.ndarray
-) -> np.ndarray:
-    """Inner products of pairs, summed in float64 and rounded to float32; NaN becomes -inf."""
+def dots(
+    queries: Float[np.ndarray, "q e"],
+    vectors: Float[np.ndarray, "n e"],
+    rows: Int[np.ndarray, " p"],
+    columns: Int[np.ndarray, " p"],
+) -> Float[np.ndarray, " p"]:
+    """Inner products of the pairs (queries[rows[i]], vectors[columns[i]]): what a score is.
+
+    Summed in float64, rounded once to float32; NaN becomes -inf, beyond float32 becomes infinite.
+    """
     found = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _PAIRS):
         some = slice(start, start + _PAIRS)
-        left, right = queries[rows[some]], block[columns[some]]
-        found[some] = np.einsum("ij,ij->i", left.astype(np.float64), right.astype(np.float64))
+        left, right = queries[rows[some]], vectors[columns[some]]
+        with np.errstate(over="ignore", invalid="ignore"):
+            found[some] = np.einsum("ij,ij->i", left.astype(np.float64), right.astype(np.float64))
     found[np.isnan(found)] = -np.inf
     return found
+
+
+def best_pairs(
+    rows: Int[np.ndarray, " p"],
+    scores: Float[np.ndarray, " p"],
+    indices: Int[np.ndarray, " p"],
+    *,
+    num_queries: int,
+    k: int,
+) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+    """(scores, indices) of the k best pairs of each query, a tie to the lower index.
+
+    Args:
+        rows: the query of each pair; every query has at least k of them.
+    """
+    order = np.lexsort((indices, -scores, rows))  # by row, then falling score, then index
+    counts = np.bincount(rows, minlength=num_queries)
+    first = np.cumsum(counts) - counts
+    keep = order[first[:, None] + np.arange(k)]  # q k
+    return scores[keep], indices[keep]
+
+
+def checked_queries(queries: Float[np.ndarray, "q e"], k: int) -> Float[np.ndarray, "q e"]:
+    """The queries as float32, or ConfigError: k below 1, no rows, or one that is not finite."""
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
+    if queries.ndim != 2:
+        raise ConfigError(f"queries must be rows [q, e], got {list(queries.shape)}")
+    with np.errstate(over="ignore"):
+        queries = np.ascontiguousarray(queries, np.float32)
+    if not np.isfinite(queries).all():
+        raise ConfigError("queries hold NaN or infinity, as of an image that failed")
+    return queries
+
+
+def check_space(vectors: Float[np.ndarray, "n e"], queries: Float[np.ndarray, "q e"]) -> None:
+    """ConfigError unless the vectors are rows as long as the queries."""
+    width = queries.shape[1]
+    if vectors.ndim != 2 or vectors.shape[1] != width:
+        raise ConfigError(
+            f"vectors {list(vectors.shape)} and queries of {width} numbers are not of one "
+            "space. Make both with the same model."
+        )

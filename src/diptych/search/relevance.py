@@ -27,14 +27,13 @@ docs/explanation/nothing-found.md.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from diptych.errors import ConfigError, IndexFileError
+from diptych.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,7 +43,6 @@ __all__ = ["FEWEST", "STRICTNESS", "Relevance", "background_texts"]
 STRICTNESS = 0.5
 FEWEST = 20  # pictures; of fewer nobody can say what is usual among them
 _SAMPLE = 4096  # pictures that the general words are compared with
-_FORMAT = 1
 _FAINTER = 0.7
 _NORMAL = 1.4826  # standard deviation / median absolute deviation, of normal numbers
 
@@ -162,34 +160,6 @@ class Relevance:
         distance = 2 * strictness * spread * math.sqrt(2 * math.log(len(scores)))
         best = float(scores.max()) if best is None else best
         return level + distance * (_FAINTER if best >= level + distance else 1)
-
-    def to_bytes(self) -> bytes:
-        """JSON, to be kept beside what it was measured on; the same numbers come back."""
-        return json.dumps({"format": _FORMAT, **asdict(self)}).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Relevance:
-        """What `to_bytes` gave.
-
-        Raises:
-            IndexFileError: anything else. It can be measured again.
-        """
-        try:
-            found = json.loads(data)
-            if found.pop("format") != _FORMAT:
-                raise ValueError("of another format")
-            made = cls(**{name: float(value) for name, value in found.items()})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise IndexFileError(
-                f"the kept measurement of what is usual cannot be read ({error}). "
-                "Remove it: it is measured again by Relevance.fit(vectors, background)."
-            ) from error
-        if not all(map(math.isfinite, asdict(made).values())):
-            raise IndexFileError(
-                "the kept measurement of what is usual holds numbers that are none. "
-                "Remove it: it is measured again by Relevance.fit(vectors, background)."
-            )
-        return made
 
 
 def background_texts() -> list[str]:
