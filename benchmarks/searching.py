@@ -4,7 +4,8 @@
 
 The rows and queries are synthetic: images around a common mean and 3,000 centres, texts on the
 other side of a gap. The variants take turns, in both directions, and the median of the rounds
-counts; each round asks other queries. Recall is of the 10 best of a product in float64; "equal":
+counts; each round asks other queries. Before each there is a pause, in which the threads of the
+variant before it go to sleep. Recall is of the 10 best of a product in float64; "equal":
 the very rows and float32 scores of it, for all texts and images. GB: what is searched.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 K, BATCH = 10, 64
+PAUSE = 0.3  # seconds before each timing: threads of the variant before it still spin
 Answer = tuple[np.ndarray, np.ndarray]  # scores, rows [q k]
 Search = Callable[[np.ndarray], Answer]
 
@@ -144,6 +146,7 @@ def measure(searches: dict[str, Search], texts: np.ndarray, repeats: int) -> dic
         for number in (1, BATCH):
             queries = np.roll(texts, -7 * round_, axis=0)[:number].copy()
             for name in names:
+                time.sleep(PAUSE)
                 start = time.perf_counter()
                 searches[name](queries)
                 took = 1e3 * (time.perf_counter() - start) / number

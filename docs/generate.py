@@ -22,7 +22,10 @@ BEGIN = "<!-- map: python docs/generate.py -->"
 END = "<!-- end of map -->"
 
 # Top to bottom as in the layers: a room imports only what stands below it.
-ROOMS = ("cli", "compat", "engine", "zoo", "towers", "model", "tokenizer", "preprocess")
+ROOMS = (
+    *("cli", "compat", "search", "engine", "zoo", "towers"),
+    *("model", "tokenizer", "preprocess", "data"),
+)
 
 
 def purpose(path: Path) -> str:

@@ -19,6 +19,11 @@ TINY = CLIPConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def _no_collection_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"

@@ -35,10 +35,14 @@ def test_an_image_finds_itself_first(run, model, photos):
     assert ran.records[0]["score"] == pytest.approx(1, abs=1e-5)
 
 
-def test_a_file_as_words_brings_a_note(run, model, photos):
-    ran = run("search", photos / "b.png", photos, "--model", model)
+def test_a_file_is_taken_as_a_picture_with_a_note(run, model, photos):
+    ran = run("search", photos / "b.png", photos, "--json", "--model", model)
     assert ran.code == 0
-    assert "For its picture: --image" in ran.err
+    assert ran.records[0]["path"] == str(photos / "b.png")
+    assert "is taken as a picture. As words: --words" in ran.err
+    ran = run("search", photos / "b.png", photos, "--words", "--json", "--model", model)
+    assert ran.code == 0
+    assert (ran.records[0]["score"], ran.err) == (pytest.approx(0, abs=0.95), "")
 
 
 def test_stdin(run, model, photos):
@@ -100,7 +104,7 @@ def test_wrong_use(run, model, photos, args, message):
 def test_a_query_without_images(run, model):
     ran = run("search", "a dog", "--model", model)
     assert ran.code == 2
-    assert "Missing argument 'IMAGES...'" in ran.err
+    assert "there is no collection. Type: diptych index FOLDER" in ran.err
 
 
 def test_the_page_holds_the_pictures_and_escapes_names(run, model, photos):
@@ -126,3 +130,11 @@ def test_a_file_name_that_is_not_utf8(run, model, photos):
     assert ran.code == 0
     assert r"caf\udce9.png" in ran.out
     assert r"caf\udce9.png" in page.read_text("utf-8")
+
+
+def test_words_without_quotes(run, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run("search", "a", "dog", "at", "night", "--model", model)
+    assert ran.code == 2
+    assert "dog: no such file" in ran.err
+    assert 'stand in quotes: diptych search "a dog"' in ran.err

@@ -24,6 +24,7 @@ def folder(tmp_path):
 
 def run(command, folder):
     env = os.environ | {"DIPTYCH_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    env["XDG_DATA_HOME"] = str(folder / ".data")
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout

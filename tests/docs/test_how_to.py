@@ -6,6 +6,7 @@ tokens, which a web server on this machine gives as the hub would; it is reached
 
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from dataclasses import replace
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tests" / "zoo"))
 from faulty_server import COMMIT, Served, Server  # noqa: E402
 
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+SAMPLES = ROOT / "src" / "diptych" / "assets" / "samples"
 FLAT = ROOT / "tests" / "plugin" / "flat" / "flat_tower" / "__init__.py"
 LAION, OPENAI = "ViT-B-32/laion2b_s34b_b79k", "ViT-B-32/openai"
 
@@ -51,6 +53,11 @@ def world(own_cache, tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    (folder / "photos").mkdir()
+    for name in ("cat", "dog", "dogs", "mountains"):
+        shutil.copy(SAMPLES / f"{name}.jpg", folder / "photos")
+    shutil.copy(SAMPLES / "dog.jpg", folder / "photos" / "a.jpg")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((320, 240)).save("photo.jpg")
     Image.fromarray(pixels[::-1]).resize((320, 240)).save("CLIP.png")

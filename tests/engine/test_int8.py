@@ -1,5 +1,7 @@
 """Whole numbers: the probe of torch's product, and numpy's in its place."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -47,3 +49,14 @@ def test_the_plain_product_is_exact_for_long_rows(monkeypatch):
     int8.product(tile, tile, out)
     wide = tile.numpy().astype(np.int64)
     np.testing.assert_array_equal(out.numpy(), wide @ wide.T)
+
+
+def test_alone_is_one_thread_of_torch_and_changes_no_other():
+    before = torch.get_num_threads()
+    assert int8.alone(torch.get_num_threads) == 1
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
+        assert pool.submit(int8.alone, torch.get_num_threads).result() == 1
+    with pytest.raises(ZeroDivisionError):
+        int8.alone(lambda: 1 // 0)

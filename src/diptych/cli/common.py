@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from diptych.cli.main import printable
+from diptych.cli.main import on_a_line, printable
 
 if TYPE_CHECKING:
     from diptych.engine import Encoder
@@ -65,6 +65,13 @@ def model_options(command: Callable) -> Callable:
         command = option(command)
     return command
 
+
+collection_option = click.option(
+    "--collection",
+    default="default",
+    show_default=True,
+    help="A name, or the path of a folder: where the index is kept.",
+)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
@@ -165,7 +172,7 @@ def failed(path: str, error: Exception, *, as_json: bool) -> None:
     if as_json:
         emit({"path": path, "error": str(error)})
     else:
-        click.echo(f"Error: {printable(str(error))}", err=True)
+        click.echo(f"Error: {on_a_line(str(error))}", err=True)
 
 
 def finish(done: int, errors: int) -> None:
@@ -188,11 +195,17 @@ def progress(what: str, total: int | None, *, printing: bool) -> Iterator[Callab
         return
     from rich import progress as rich_progress
     from rich.console import Console
+    from rich.text import Text
+
+    class Rate(rich_progress.ProgressColumn):
+        def render(self, task: rich_progress.Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
     columns = (
         rich_progress.TextColumn(what),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
+        Rate(),
         rich_progress.TimeRemainingColumn(),
     )
     how = {"transient": True, "redirect_stdout": False}  # what is printed belongs into the pipe

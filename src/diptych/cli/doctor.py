@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from typing import Any
@@ -12,8 +11,13 @@ import click
 
 from diptych.cli.common import emit, json_option
 
-# extra: the package that it brings
-EXTRAS = {"parquet": "pyarrow"}
+# extra: the packages that it brings
+EXTRAS = {
+    "parquet": ("pyarrow",),
+    "photos": ("pillow-heif", "rawpy", "av"),
+    "ray": ("ray",),
+    "search": ("faiss-cpu",),
+}
 VARIABLES = (
     *("DIPTYCH_HOME", "DIPTYCH_CACHE", "DIPTYCH_OFFLINE", "DIPTYCH_MIRROR", "DIPTYCH_THREADS"),
     *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE"),
@@ -45,6 +49,7 @@ def _findings() -> dict[str, dict[str, Any]]:
     from diptych import zoo
     from diptych.engine.device import has_fast_bf16, pick_device
     from diptych.engine.stream import num_threads
+    from diptych.search.records import collection_folder
 
     device = pick_device("auto")
     packages = ("diptych", "torch", "numpy", "pillow", "safetensors", "sentencepiece", "tokenizers")
@@ -63,6 +68,7 @@ def _findings() -> dict[str, dict[str, Any]]:
         },
         "folders": {
             "cache": str(cache),
+            "collections": str(collection_folder("default").parent),
             "writable": "yes" if _writable(cache) else "NO: set DIPTYCH_CACHE to a folder that is",
         },
         "network": {
@@ -72,7 +78,7 @@ def _findings() -> dict[str, dict[str, Any]]:
             **{f"{p} proxy": "set" if p in getproxies() else "not set" for p in PROXIES},
         },
         "environment": {name: _variable(name) for name in VARIABLES},
-        "extras": {extra: _extra(extra, package) for extra, package in sorted(EXTRAS.items())},
+        "extras": {extra: _extra(extra, packages) for extra, packages in sorted(EXTRAS.items())},
     }
 
 
@@ -89,7 +95,8 @@ def _variable(name: str) -> str:
     return "set" if name in SECRETS else value
 
 
-def _extra(extra: str, package: str) -> str:
-    if importlib.util.find_spec(package) is None:
-        return f"no. Type: pip install 'diptych[{extra}]'"
-    return f"{package} {importlib.metadata.version(package)}"
+def _extra(extra: str, packages: tuple[str, ...]) -> str:
+    try:
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    except importlib.metadata.PackageNotFoundError as error:
+        return f"no {error.name}. Type: pip install 'diptych[{extra}]'"

@@ -12,8 +12,10 @@ from diptych.errors import DiptychError, nearest
 VERBS = {
     "classify": ("diptych.cli.classify:classify", "Say which labels fit each image."),
     "demo": ("diptych.cli.demo:demo", "See what the model makes of photos, on one page."),
+    "dedup": ("diptych.cli.dedup:dedup", "List pictures that are there twice, or almost."),
     "doctor": ("diptych.cli.doctor:doctor", "Show what this machine and installation have."),
-    "embed": ("diptych.cli.embed:embed", "Write the vectors of images or texts to a file."),
+    "embed": ("diptych.cli.embed:embed", "Write the vectors of images, texts or whole data sets."),
+    "index": ("diptych.cli.index:index", "Index folders of pictures, or bring them up to date."),
     "models": ("diptych.cli.models:models", "List, show, check and convert models."),
     "search": ("diptych.cli.search:search", "Find the images that fit words, or another image."),
 }
@@ -53,6 +55,13 @@ class _Verbs(click.Group):
 def printable(text: str) -> str:
     """Text that any terminal takes: bytes of a file name that are not UTF-8 become \\udc..."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def on_a_line(text: str) -> str:
+    """`printable`, on one line and without what a terminal would obey: names may hold anything."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text)
+    )
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

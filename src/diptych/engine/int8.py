@@ -3,16 +3,54 @@
 - The work is done by `torch._int_mm`, a private call: oneDNN's kernels for VNNI and AMX. A probe
   compares it once with numpy, on numbers that saturate the instructions of older processors, and
   numpy does the work where it is wrong, refused or gone.
+- A few queries are limited by memory, and one thread reads it as fast as two (17 ms for 0.5 GB on
+  either). A second one would have to be woken for each block: 130 ms where another program, or an
+  OpenMP that spins, has its processor. So they are asked in a thread that works `alone`.
 """
 
 import functools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-__all__ = ["product"]
+__all__ = ["FEW", "alone", "product"]
 
+FEW = 3  # queries whose product is limited by memory
 _ROWS = 4096  # of the probe
+_lock = threading.Lock()
+_T = TypeVar("_T")
+
+
+def alone(function: Callable[[], _T]) -> _T:
+    """`function()`, in a thread of ours in which torch uses no other threads."""
+    with _lock:
+        pool = _pool()
+    return pool.submit(function).result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    num = torch.get_num_threads()
+    ready = threading.Barrier(num + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # takes the common number, which the next line would lose to
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(num, thread_name_prefix="diptych-scan", initializer=start)
+    for _ in range(num):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(num)  # of all threads to come; those of the pool keep their one
+    if os.name == "posix":
+        os.register_at_fork(after_in_child=_pool.cache_clear)  # threads are not there after a fork
+    return pool
 
 
 def product(queries: torch.Tensor, tile: torch.Tensor, out: torch.Tensor) -> None:
@@ -22,7 +60,7 @@ def product(queries: torch.Tensor, tile: torch.Tensor, out: torch.Tensor) -> Non
 
 
 def _kernel(queries: torch.Tensor, tile: torch.Tensor, out: torch.Tensor) -> None:
-    if len(queries) > 3:
+    if len(queries) > FEW:
         torch._int_mm(queries, tile.T, out=out)
         return
     for query, row in zip(queries, out, strict=True):  # a matrix and a vector: as fast as memory

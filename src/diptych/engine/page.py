@@ -14,11 +14,22 @@ import numpy as np
 from PIL import Image as PILImage
 
 from diptych.config import PreprocessConfig
+from diptych.errors import ImageError
 from diptych.preprocess import Preprocess, open_image
 from diptych.preprocess.pixels import orientation, turned_size
 from diptych.zoo.atomic import atomic_write
 
-__all__ = ["bars", "document", "figure", "link", "picture", "search_page", "text", "write"]
+__all__ = [
+    "bars",
+    "document",
+    "figure",
+    "link",
+    "picture",
+    "search_page",
+    "text",
+    "thumbnail",
+    "write",
+]
 
 
 def text(value: object) -> str:
@@ -33,8 +44,8 @@ def link(label: str, target: str) -> str:
     return f'<a href="{text(target)}" rel="noreferrer">{text(label)}</a>'
 
 
-def picture(image: Any, *, alt: str, side: int) -> str:
-    """An <img> with the picture inside it, as JPEG with a long side of at most `side` pixels.
+def thumbnail(image: Any, *, side: int) -> PILImage.Image:
+    """The upright picture in RGB, with a long side of at most `side` pixels.
 
     Args:
         image: what `Encoder.encode_image` takes: a path, bytes, a Pillow image, uint8 [H W C].
@@ -49,12 +60,17 @@ def picture(image: Any, *, alt: str, side: int) -> str:
     width, height = turned_size(image, orientation(image))
     ratio = min(1.0, side / max(width, height))
     width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
-    small = Preprocess(PreprocessConfig(size=(height, width), resize="squash")).resize(image)
+    return Preprocess(PreprocessConfig(size=(height, width), resize="squash")).resize(image)
+
+
+def picture(image: Any, *, alt: str, side: int) -> str:
+    """An <img> with the `thumbnail` inside it, as JPEG. Raises ImageError."""
+    small = thumbnail(image, side=side)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=78, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<img alt="{text(alt)}" width="{width}" height="{height}" '
+        f'<img alt="{text(alt)}" width="{small.width}" height="{small.height}" '
         f'src="data:image/jpeg;base64,{data}">'
     )
 
@@ -101,20 +117,22 @@ def write(path: Path, page: str) -> None:
 
 
 def search_page(
-    query: str, hits: Iterable[tuple[Any, str, float]], *, model: str, example: Any = None
+    query: str, hits: Iterable[tuple[Any, str, float, str]], *, model: str, example: Any = None
 ) -> str:
     """The page of one search.
 
     Args:
         query: the words, or the name of the image that was asked with.
-        hits: (image, its name, cosine), best first.
+        hits: (image, its name, cosine, what else is to be said of it), best first.
         model: how the model is called.
         example: the image that was asked with.
     """
     shown = []
-    for rank, (image, name, score) in enumerate(hits, 1):
+    for rank, (image, name, score, note) in enumerate(hits, 1):
         path = Path(name)
         caption = f"<b>{rank}.</b> {text(path.name)}<br><small>cosine {score:.4f}</small>"
+        if note:
+            caption += f"<br><small>{text(note)}</small>"
         if str(path.parent) != ".":
             caption += f"<br><small>in {text(path.parent)}</small>"
         shown.append(figure(picture(image, alt=name, side=320), caption))
@@ -125,6 +143,32 @@ def search_page(
         f"<header><h1>{text(title)}</h1>{asked}"
         f'<p class="quiet">The nearest pictures, found by {text(model)}.</p></header>\n'
         f'<section class="sheet">{"".join(shown)}</section>',
+    )
+
+
+def duplicates_page(groups: Iterable[Sequence[tuple[str, str]]]) -> str:
+    """The page of pictures that are there more than once.
+
+    groups: (path, what is said of it), the one to keep first. A file that cannot be read any more
+        is named without its picture.
+    """
+    shown = []
+    for group in groups:
+        figures = []
+        for i, (path, told) in enumerate(group):
+            caption = f"{text(Path(path).name)}<br><small>{text(told)}</small>"
+            caption += f"<br><small>in {text(Path(path).parent)}</small>"
+            try:
+                image = picture(path, alt=path, side=320)
+            except ImageError as error:
+                image = f"<p>{text(error)}</p>"
+            figures.append(figure(image, caption, kind="" if i else "hit"))
+        shown.append(f'<section class="sheet">{"".join(figures)}</section>')
+    return document(
+        "Pictures that are there more than once",
+        f"<header><h1>Pictures that are there more than once</h1>"
+        f'<p class="quiet">{len(shown)} groups; the first of each is the one to keep.</p></header>'
+        + "\n".join(shown),
     )
 
 
@@ -181,6 +225,7 @@ figcaption { overflow-wrap: anywhere; }
   object-position: 50% 20%; }
 .sheet figcaption { padding: 10px 12px 12px; font-size: .92rem; }
 .sheet .labels { font-size: .88rem; margin: 8px 0; font-variant-numeric: tabular-nums; }
+.sheet .hit { border-color: var(--right); }
 .sheet .miss { border-color: var(--wrong); }
 details { margin-top: 12px; }
 section + details { margin-top: 40px; }

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from diptych.engine.codes import (
     quantise,
     whole_numbers,
 )
+from diptych.engine.int8 import FEW, alone
 from diptych.engine.topk import TopK, best_pairs, check_space, checked_queries, dots
 from diptych.errors import ConfigError
 
@@ -118,6 +120,8 @@ class Quantised:
             num = int(np.count_nonzero(where))
         if num < 2 * _TILE or num * _FEW < len(self.vectors) or k * 16 > num:
             return self._directly(queries, k, where)
+        if 0 < len(queries) <= FEW:
+            return alone(_Pass(self, queries, k, where).run)
         parts = [
             _Pass(self, queries[start : start + _QUERIES], k, where).run()
             for start in range(0, len(queries), _QUERIES)
@@ -137,6 +141,9 @@ class Quantised:
         """
         queries = checked_queries(query[None], 1)
         check_space(self.vectors, queries)
+        return alone(functools.partial(self._scores, queries))
+
+    def _scores(self, queries: np.ndarray) -> np.ndarray:
         found = np.empty(len(self.vectors), np.float32)
         room = torch.empty(2 * BLOCK, dtype=torch.int32)
         for block, start in enumerate(range(0, len(found), BLOCK)):
