@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch.nn.functional as F
 
 from diptych.errors import ConfigError
 
@@ -65,9 +66,9 @@ def perceptual_hash(pixels: Float[Tensor, "n 3 H W"]) -> UInt64[np.ndarray, " n"
         pixels: what `Preprocess` gives, normalised or not; upright, so two orientations in EXIF
             have one hash.
     """
-    full = pixels.detach().float().cpu().numpy()
-    narrow = full @ _area(full.shape[3]).T  # n 3 H 32
-    small = _area(full.shape[2]).astype(np.float64) @ np.einsum("c,nchw->nhw", _GREY, narrow)
+    # no product of numpy's here: its threads would spin beside the model
+    area = F.adaptive_avg_pool2d(pixels.detach().float(), _SIDE).double().cpu().numpy()
+    small = np.einsum("c,nchw->nhw", _GREY, area)
     largest = np.abs(small).max((1, 2), keepdims=True, initial=0)
     small = small - small.mean((1, 2), keepdims=True)
     # rounding is no picture: an area of one colour, or the halves of a mirror image, give zeros
@@ -80,13 +81,6 @@ def perceptual_hash(pixels: Float[Tensor, "n 3 H W"]) -> UInt64[np.ndarray, " n"
     low[:, 0] = np.inf
     bits = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
-
-
-def _area(size: int) -> Float[np.ndarray, "32 size"]:
-    """Row i averages the pixels that the i-th of 32 equal parts of a side touches."""
-    i, x = np.arange(_SIDE)[:, None], np.arange(size)
-    inside = (x >= i * size // _SIDE) & (x < -((i + 1) * size // -_SIDE))
-    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
 def hamming(
