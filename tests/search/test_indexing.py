@@ -308,3 +308,17 @@ def test_no_store_of_ours(tmp_path):
     (tmp_path / "text" / "collection.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(CollectionError, match=r"cannot be read.*diptych index FOLDER"):
         Store(tmp_path / "text")
+
+
+def test_an_extra_that_is_not_here_today_takes_nothing_out(index, library, vectors, monkeypatch):
+    """Files that cannot be read without it are left out, with their vectors kept."""
+    index()
+    (library / "0.png").unlink()
+    without = frozenset({".jpg"})
+    monkeypatch.setattr("diptych.search.scan._taken", lambda: without)
+    monkeypatch.setattr("diptych.search.scan.RAW_SUFFIXES", frozenset({".png"}))
+    outcome, _ = index(remove_empty=True)
+    assert (outcome.removed, outcome.found.left_out) == (0, {".png": 7})
+    assert len(vectors()) == 8
+    monkeypatch.undo()
+    assert index()[0].removed == 1

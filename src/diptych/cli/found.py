@@ -149,37 +149,24 @@ def picture_of(hit: Hit) -> Any:
 
 
 def _picture(hit: Hit, preview: str) -> None:
-    from diptych.cli.terminal import (
-        CELL,
-        TRUE_COLOURS,
-        cell_size,
-        detect,
-        num_colours,
-        render,
-    )
+    from diptych.cli.terminal import show as rendered
     from diptych.engine.page import thumbnail
     from diptych.errors import ImageError
 
-    terminal = sys.stdout.isatty()
-    protocol = detect(os.environ, isatty=terminal)
-    if preview != "auto":
-        protocol = cast("Protocol", preview)
-    if protocol == "none":
-        return
     try:
         image = thumbnail(picture_of(hit), side=480)
     except ImageError as error:
         click.echo(f"Error: {printable(str(error))}", err=True)
         return
-    picture = render(
+    picture = rendered(
         image,
-        protocol=protocol,
         columns=min(shutil.get_terminal_size().columns, 60),
         rows=16,
-        cell=cell_size(sys.stdout.fileno()) if terminal else CELL,
-        colours=num_colours(os.environ) if terminal else TRUE_COLOURS,
+        stream=sys.stdout,
+        protocol=None if preview == "auto" else cast("Protocol", preview),
     )
-    click.echo(picture, color=True)  # into a pipe as well, where it was asked for by name
+    if picture:
+        click.echo(picture, color=True)  # into a pipe as well, where it was asked for by name
 
 
 def temporary_page() -> Path:

@@ -15,20 +15,21 @@ from diptych.cli.main import printable
 if TYPE_CHECKING:
     from diptych.engine import Encoder
     from diptych.search.store import Store
-from diptych.search.writer import Writer
+    from diptych.search.writer import Writer
+
+# another tool's index is a row here, and its reader a row in `take_in`
+KINDS = {
+    "from_shards": "the folder that `diptych embed SHARDS --out FOLDER` has made.",
+    "from_clip_retrieval": "the --output_folder of `clip-retrieval inference`.",
+    "from_rclip": "rclip's db.sqlite3; with --model ViT-B-32-256/datacomp_s34b_b86k.",
+}
 
 
 def import_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--from-shards, --from-clip-retrieval, --from-rclip."""
-    kinds = {
-        "--from-shards": "the folder that `diptych embed SHARDS --out FOLDER` has made.",
-        "--from-clip-retrieval": "the --output_folder of `clip-retrieval inference`.",
-        "--from-rclip": "rclip's db.sqlite3; with --model ViT-B-32-256/datacomp_s34b_b86k.",
-    }
-    for name, what in reversed(kinds.items()):
-        kind = click.Path(path_type=Path, exists=True)
-        option = click.option(name, type=kind, help=f"Only take in the vectors of {what}")
-        command = option(command)
+    """An option for each of `KINDS`."""
+    for kind, what in reversed(KINDS.items()):
+        name, path = f"--{kind.replace('_', '-')}", click.Path(path_type=Path, exists=True)
+        command = click.option(name, type=path, help=f"Only take in the vectors of {what}")(command)
     return command
 
 

@@ -25,7 +25,7 @@ from diptych.cli.common import (
     model_options,
     progress,
 )
-from diptych.cli.imports import import_options, take_in
+from diptych.cli.imports import KINDS, import_options, take_in
 from diptych.cli.main import printable
 
 if TYPE_CHECKING:
@@ -72,9 +72,6 @@ def index(
     errors: bool,
     forget: tuple[Path, ...],
     forget_model: str | None,
-    from_shards: Path | None,
-    from_clip_retrieval: Path | None,
-    from_rclip: Path | None,
     **rest: Any,
 ) -> None:
     """Index the pictures below FOLDERS, or bring an indexed collection up to date.
@@ -95,11 +92,7 @@ def index(
         with Store(collection) as store:
             (_show_errors if errors else _show_status)(store, as_json=as_json)
         return
-    foreign = {
-        "from_shards": from_shards,
-        "from_clip_retrieval": from_clip_retrieval,
-        "from_rclip": from_rclip,
-    }
+    foreign: dict[str, Path | None] = {kind: rest.pop(kind) for kind in KINDS}
     given = {kind: source for kind, source in foreign.items() if source is not None}
     if (forget or forget_model) and (folders or given):
         raise click.UsageError("--forget takes no FOLDERS beside it. Index with a second command.")
@@ -230,8 +223,8 @@ def _encoder(
     if "model" not in wished and known and known[0].options:
         for name in sorted(wished):
             raise click.UsageError(f"--{name} belongs to --model. Name the model as well.")
-        model |= known[0].options | {"model": known[0].options["name"]}
-        model.pop("name", None)
+        kept = known[0].options
+        model |= {"model": kept["name"], "config": kept.get("config"), "mode": kept["mode"]}
     encoder = load_model(**model)
     name = model["model"]
     return encoder, {"name": name_to_keep(name), "config": model["config"], "mode": model["mode"]}

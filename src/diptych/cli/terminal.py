@@ -15,7 +15,7 @@ import io
 import os
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from diptych.errors import ConfigError
 
@@ -147,9 +147,20 @@ def render(
             return _sixel(small)
 
 
-def show(image: Image.Image, *, columns: int, rows: int, stream: io.TextIOBase) -> str:
-    """`render` for the terminal behind `stream`, by this process's environment."""
-    protocol = detect(os.environ, stream.isatty())
+def show(
+    image: Image.Image,
+    *,
+    columns: int,
+    rows: int,
+    stream: TextIO,
+    protocol: Protocol | None = None,
+) -> str:
+    """`render` for what is behind `stream`, by this process's environment.
+
+    protocol: in place of what the terminal shows; then also into a pipe.
+    """
+    terminal = stream.isatty()
+    protocol = protocol or detect(os.environ, terminal)
     if protocol == "none":
         return ""
     return render(
@@ -157,8 +168,8 @@ def show(image: Image.Image, *, columns: int, rows: int, stream: io.TextIOBase) 
         protocol=protocol,
         columns=columns,
         rows=rows,
-        cell=cell_size(stream.fileno()),
-        colours=num_colours(os.environ),
+        cell=cell_size(stream.fileno()) if terminal else CELL,
+        colours=num_colours(os.environ) if terminal else TRUE_COLOURS,
     )
 
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from diptych.search.importing import Batches, Foreign
 from diptych.search.records import Content, Model
 from diptych.search.store import Store
 from diptych.search.writer import Writer
+from diptych.zoo import sha256_of
 
 __all__ = ["adopt"]
 
@@ -64,13 +64,14 @@ def _put(
     parts = split_name(row.path) if row.sha256 is not None else None
     try:
         stat = os.stat(parts[0] if parts else row.path)  # noqa: PTH116
-        digest = bytes.fromhex(row.sha256 or "") if parts else _sha256(row.path)
+        sha256 = row.sha256 if parts else sha256_of(Path(row.path))
     except OSError:
         skipped["missing"] += 1
         return False
-    if row.sha256 is not None and row.sha256 != digest.hex():
+    if sha256 is None or row.sha256 not in (None, sha256):
         skipped["changed"] += 1
         return False
+    digest = bytes.fromhex(sha256)
     known = store.content_of(digest, model)
     if known is not None:
         writer.put_file(row.path, stat, known)
@@ -82,11 +83,6 @@ def _put(
     writer.put_vectors(model, content, vector[None], hashes=[None])
     writer.put_file(row.path, stat, content)
     return True
-
-
-def _sha256(path: str) -> bytes:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _of_file(path: str) -> Metadata | None:

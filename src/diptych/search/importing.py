@@ -28,10 +28,10 @@ import numpy as np
 from PIL import Image
 
 from diptych.engine.bulk import read_manifest
-from diptych.engine.bulk.plan import sha256_of
 from diptych.errors import CollectionError, ConfigError, MissingExtraError
 from diptych.preprocess.open import FORMATS, PILLOW_ERRORS, quiet
 from diptych.preprocess.pixels import orientation
+from diptych.zoo import sha256_of
 
 if TYPE_CHECKING:
     from diptych.engine import Encoder

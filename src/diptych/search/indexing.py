@@ -28,7 +28,7 @@ from diptych.errors import ImageError
 from diptych.preprocess import collate
 from diptych.preprocess.metadata import Metadata, metadata
 from diptych.search.records import Content, Model, Root
-from diptych.search.scan import Found, Seen, scan, todo
+from diptych.search.scan import Found, scan, todo
 from diptych.search.store import Store
 from diptych.search.writer import Writer
 
@@ -168,9 +168,9 @@ class _Run:
         self.committed = time.monotonic()
         self.waiting: list[_Read] = []
 
-    def read_all(self, files: Iterator[Seen]) -> None:
+    def read_all(self, files: Iterator[str]) -> None:
         try:
-            items = ((seen.path, seen.path) for seen in files)
+            items = ((path, path) for path in files)
             window = 2 * self.encoder.batch_size
             for step in decode(items, self._read, threads=num_threads(), window=window):
                 self._take(step.pixels)

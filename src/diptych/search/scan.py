@@ -18,7 +18,6 @@ import os
 import stat as modes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from diptych.engine.stream import (
     HEIF_SUFFIXES,
@@ -29,7 +28,7 @@ from diptych.engine.stream import (
 from diptych.search.records import BELOW, Model, Root, below, fs_path
 from diptych.search.store import Store
 
-__all__ = ["Found", "Seen", "scan", "todo"]
+__all__ = ["Found", "scan", "todo"]
 
 _AT_ONCE = 4096
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # since it was listed, or a link to nothing
@@ -44,13 +43,6 @@ WHERE f.path IS NULL OR f.size<>s.size OR f.mtime_ns<>s.mtime_ns OR f.ctime_ns<>
   OR (f.error IS NULL AND c.error IS NULL AND NOT EXISTS (
       SELECT 1 FROM vectors v WHERE v.content=f.content AND v.model=:model))
 """
-
-
-class Seen(NamedTuple):
-    """A file to look at."""
-
-    path: str
-    size: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,6 +77,7 @@ def _scan(store: Store, roots: list[Root], *, model: Model, retry: bool) -> Foun
         for path, suffix in _walk(root, found):
             if suffix in others:
                 found.left_out[suffix] = found.left_out.get(suffix, 0) + 1
+                number += 1
             if suffix not in suffixes:
                 continue
             try:
@@ -115,16 +108,18 @@ def _scan(store: Store, roots: list[Root], *, model: Model, retry: bool) -> Foun
             kept = [*found.unreadable, *found.empty, *elsewhere]
             kept = [path for path in kept if not root.path.startswith(_inside(path))]
             gone.update(_gone(store, root.path, kept))
+    # what was indexed with an extra that is not here today has not gone
+    gone = {path for path in gone if os.path.splitext(path)[1].lower() not in others}  # noqa: PTH122
     found.gone = sorted(gone)
     return found
 
 
-def todo(store: Store, *, model: Model, retry: bool) -> Iterator[Seen]:
+def todo(store: Store, *, model: Model, retry: bool) -> Iterator[str]:
     """The files of the last scan that need work, by path."""
     values = {"model": model.id, "retry": retry}
     # all names at once: the question must not be open while answers are being written
-    rows = store.rows(f"SELECT s.path, s.size {_CHANGED} ORDER BY s.path", values)
-    yield from [Seen(*row) for row in rows]
+    rows = store.rows(f"SELECT s.path {_CHANGED} ORDER BY s.path", values)
+    yield from [path for (path,) in rows]
 
 
 def _keep(db, rows: list[list]) -> None:

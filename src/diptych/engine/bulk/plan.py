@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 from diptych.data import is_shard
 from diptych.errors import ConfigError, ShardError
+from diptych.zoo import sha256_of
 
-__all__ = ["Input", "Job", "Manifest", "expand", "finished", "plan", "read_manifest", "sha256_of"]
+__all__ = ["Input", "Job", "Manifest", "expand", "finished", "plan", "read_manifest"]
 
 VERSION = 1
 MANIFEST, VECTORS, ROWS, ERRORS = "manifest.json", "vectors.npy", "rows.parquet", "errors.jsonl"
@@ -181,9 +182,3 @@ def finished(job: Job, *, fingerprint: str | None = None) -> Manifest | None:
             f"Type: rm -r {job.folder}  and embed again"
         )
     return manifest
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, as 64 digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,12 +29,12 @@ from diptych.engine.bulk.plan import (
     Input,
     Job,
     Manifest,
-    sha256_of,
 )
 from diptych.engine.stream import num_threads
 from diptych.errors import CheckpointError, ImageError, MissingExtraError, ShardError
 from diptych.preprocess import collate
 from diptych.preprocess.metadata import metadata
+from diptych.zoo import sha256_of
 from diptych.zoo.atomic import atomic_folder, atomic_write
 
 if TYPE_CHECKING:
