@@ -30,10 +30,12 @@ def test_codes_are_stable():
         "CollectionError": "collection",
         "CollectionBusyError": "collection_busy",
         "IndexFileError": "index_file",
+        "DataError": "data",
         "ImageError": "image",
         "ShardError": "shard",
         "TextError": "text",
         "TextTooLongError": "text_too_long",
+        "TrainError": "train",
         "MissingExtraError": "missing_extra",
     }
 

@@ -9,10 +9,12 @@
     |-- CollectionError       a collection that is not there, cannot be read or cannot be written
     |   |-- CollectionBusyError   another process writes to it
     |   `-- IndexFileError    a derived file of it that is damaged or belongs to an older state
+    |-- DataError             data that cannot be trained on or measured with, and what is wrong
     |-- ImageError            one image that cannot be read, or would cost too much to read
     |-- ShardError            a shard that is not there or cannot be read at all
     |-- TextError             one text that cannot be tokenised
     |   `-- TextTooLongError  more tokens than the context holds, under `truncate="error"`
+    |-- TrainError            a run that cannot go on, and how it does
     `-- MissingExtraError     an optional package is needed
 
 A message says what, where, what was found, and what to type.
@@ -25,6 +27,7 @@ __all__ = [
     "CollectionBusyError",
     "CollectionError",
     "ConfigError",
+    "DataError",
     "DiptychError",
     "DownloadError",
     "ImageError",
@@ -34,6 +37,7 @@ __all__ = [
     "ShardError",
     "TextError",
     "TextTooLongError",
+    "TrainError",
     "UnsafeFileError",
     "nearest",
 ]
@@ -77,6 +81,10 @@ class IndexFileError(CollectionError):
     code = "index_file"
 
 
+class DataError(DiptychError):
+    code = "data"
+
+
 class ImageError(DiptychError):
     code = "image"
 
@@ -91,6 +99,10 @@ class TextError(DiptychError):
 
 class TextTooLongError(TextError):
     code = "text_too_long"
+
+
+class TrainError(DiptychError):
+    code = "train"
 
 
 class MissingExtraError(DiptychError):

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.config import Activation, ResNetConfig, TextConfig, ViTConfig
-from diptych.model import resnet
 from diptych.model.transformer import quick_gelu
 from diptych.model.vision import drop_patches
+from diptych.towers import resnet
 
 __all__ = [
     "LayerNorm",

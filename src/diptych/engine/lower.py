@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from diptych.engine.lower_conv import FastEfficientNet, FastResNet
 from diptych.engine.lower_parts import Dense, attend, pack_mlp
-from diptych.model.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 from diptych.model.text import TextTransformer
 from diptych.model.transformer import MLP, Attention, AttentionPool, Block, Hidden
 from diptych.model.vision import VisionTransformer, resize_positions
 from diptych.towers.bert import BertBlock, BertEncoder
 from diptych.towers.concepts import ConceptHead, Palette
 from diptych.towers.efficientnet import ConvNorm, EfficientNet, MBConv, SqueezeExcite
+from diptych.towers.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 
 __all__ = ["Lowered", "Versions"]
 

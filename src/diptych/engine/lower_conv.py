@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.engine.lower_parts import Dense, attend
-from diptych.model.resnet import Bottleneck, ModifiedResNet
 from diptych.model.transformer import Hidden
 from diptych.towers.efficientnet import ConvNorm, EfficientNet, MBConv, SqueezeExcite
+from diptych.towers.resnet import Bottleneck, ModifiedResNet
 
 __all__ = ["FastEfficientNet", "FastResNet"]
 

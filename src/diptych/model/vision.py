@@ -20,7 +20,7 @@ from diptych.config import ViTConfig
 from diptych.model.transformer import AttentionPool, Block, Hidden, run_blocks
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 
 class VisionTransformer(nn.Module):
@@ -30,6 +30,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.checkpointing = False  # recompute blocks in the backward pass
+        self.sample_seeds: Tensor | None = None  # int64 [n]; None: torch's generator drops patches
         self.prefix = int(cfg.class_token)  # tokens in front of the patches
         width, p = cfg.width, cfg.patch_size
         self.patch_embed = nn.Conv2d(3, width, p, stride=p, bias=cfg.patch_bias)
@@ -52,7 +53,7 @@ class VisionTransformer(nn.Module):
             x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         x = x + resize_positions(self.positional_embedding, self.prefix, self.cfg.grid, grid)
         if self.training and self.cfg.patch_dropout:
-            x = drop_patches(x, self.prefix, self.cfg.patch_dropout)
+            x = drop_patches(x, self.prefix, self.cfg.patch_dropout, self.sample_seeds)
         return self.ln_pre(x)
 
     def hidden(self, image: Float[Tensor, "n 3 H W"], layers=(-1,), attention=()) -> Hidden:
@@ -97,10 +98,27 @@ def resize_positions(
     return torch.cat([front, patches[0].flatten(1).T])
 
 
-def drop_patches(x: Float[Tensor, "n s d"], prefix: int, rate: float) -> Float[Tensor, "n t d"]:
-    """Keep a random share of 1 - `rate` of each image's patches, at least one; prefix stays."""
+def drop_patches(
+    x: Float[Tensor, "n s d"], prefix: int, rate: float, seeds: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, "n t d"]:
+    """Keep a random share of 1 - `rate` of each image's patches, at least one; prefix stays.
+
+    With `seeds` an image keeps the same patches in any batch, on any rank and device.
+    """
     n, num_patches = x.shape[0], x.shape[1] - prefix
     num_kept = max(1, int(num_patches * (1 - rate)))
-    kept = torch.randn(n, num_patches, device=x.device).topk(num_kept, dim=-1).indices
+    if seeds is None:
+        noise = torch.randn(n, num_patches, device=x.device)
+    else:
+        noise = mix(seeds[:, None] + mix(torch.arange(num_patches, device=x.device)))
+    kept = noise.topk(num_kept, dim=-1).indices
     rows = torch.arange(n, device=x.device)[:, None]
     return torch.cat([x[:, :prefix], x[:, prefix:][rows, kept]], dim=1)
+
+
+def mix(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """A random number for each number: splitmix64 (Steele et al., OOPSLA 2014), which wraps."""
+    x = x - 0x61C8864680B583EB  # 2**64 over the golden ratio, as int64 has it
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & 0x1FFFFFFFF)

@@ -26,10 +26,11 @@ from diptych.config import (
     register,
 )
 from diptych.errors import ConfigError
-from diptych.model import CLIP, ModifiedResNet, TextTransformer, VisionTransformer
+from diptych.model import CLIP, TextTransformer, VisionTransformer
 from diptych.towers.bert import BertEncoder
 from diptych.towers.efficientnet import EfficientNet
 from diptych.towers.initialise import initialise_
+from diptych.towers.resnet import ModifiedResNet
 
 __all__ = ["Family", "build", "families", "on_meta", "outline"]
 

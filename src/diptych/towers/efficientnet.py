@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.config import EfficientNetConfig
-
-# Running statistics must not move twice: the same for every tower with batch norms.
-from diptych.model.resnet import _StatisticsKept
 from diptych.model.transformer import Hidden
 from diptych.towers.concepts import ConceptHead
+
+# Running statistics must not move twice: the same for every tower with batch norms.
+from diptych.towers.resnet import StatisticsKept
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -184,7 +184,7 @@ class EfficientNet(nn.Module):
         states = {0: x}
         for i, block in enumerate(self.blocks, start=1):
             if self.checkpointing and torch.is_grad_enabled():
-                contexts = nullcontext(), _StatisticsKept(block)  # first pass, second pass
+                contexts = nullcontext(), StatisticsKept(block)  # first pass, second pass
                 x = checkpoint(block, x, use_reentrant=False, context_fn=lambda c=contexts: c)
             else:
                 x = block(x)

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.model.resnet import Bottleneck, ModifiedResNet
 from diptych.model.text import TextTransformer
 from diptych.model.transformer import MLP, Attention, AttentionPool, Block
 from diptych.model.vision import VisionTransformer
 from diptych.towers.bert import BertEncoder
 from diptych.towers.efficientnet import EfficientNet
+from diptych.towers.resnet import Bottleneck, ModifiedResNet
 
 __all__ = ["initialise_", "sincos2d"]
 

@@ -118,7 +118,7 @@ class ModifiedResNet(nn.Module):
         states = {0: x}
         for i, stage in enumerate(self.blocks, start=1):
             if self.checkpointing and torch.is_grad_enabled():
-                contexts = nullcontext(), _StatisticsKept(stage)  # first pass, second pass
+                contexts = nullcontext(), StatisticsKept(stage)  # first pass, second pass
                 x = checkpoint(stage, x, use_reentrant=False, context_fn=lambda c=contexts: c)
             else:
                 x = stage(x)
@@ -144,7 +144,7 @@ class ModifiedResNet(nn.Module):
         return self.project(self.pool(self.final_norm(hidden.tokens[-1]), hidden))
 
 
-class _StatisticsKept:
+class StatisticsKept:
     """Context in which batch norms compute as ever, but do not move their running statistics."""
 
     def __init__(self, stage: nn.Module):
