@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Activation",
+    "AugmentConfig",
     "BertConfig",
     "CLIPConfig",
     "ConceptsConfig",
@@ -258,6 +259,33 @@ class PreprocessConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """What happens to an image in training beside `PreprocessConfig`: `preprocess.augment`.
+
+    scale: the share of the area that a random crop keeps; None: the model's own resize and crop.
+    ratio: of the crop's width to its height.
+    flip: probability of a mirror image. It makes "left" mean right: 0 unless no text says so.
+    jitter: largest factor on brightness, contrast and saturation is 1 + this (CLIPA: 0.4).
+    grey: probability of a picture without colours.
+    """
+
+    scale: tuple[float, float] | None = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    jitter: float = 0.0
+    grey: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"scale must rise within (0, 1], got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ConfigError(f"ratio must rise and be above 0, got {self.ratio}")
+        for what, value in (("flip", self.flip), ("grey", self.grey)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{what} is a probability, got {value}")
+
+
 class Patches(NamedTuple):
     """A batch of images of different sizes, cut into patches (NaFlex, arXiv 2502.14786).
 
@@ -324,17 +352,21 @@ for _cls in (ViTConfig, ResNetConfig, EfficientNetConfig, ConceptsConfig, Palett
     register(_cls)
 for _cls in (TextConfig, BertConfig, CLIPConfig, PreprocessConfig, TokenizerConfig):
     register(_cls)
+register(AugmentConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dict; the key "type" holds the class name."""
     out: dict[str, Any] = {"type": type(config).__name__}
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        out[field.name] = list(value) if isinstance(value, tuple) else value
+        out[field.name] = _plain(getattr(config, field.name))
     return out
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def from_dict(data: Mapping[str, Any]) -> Any:
@@ -381,6 +413,8 @@ def _value(where: str, hint: Any, value: Any) -> Any:
     if origin is types.UnionType:  # X | None
         return None if value is None else _value(where, args[0], value)
     if origin is tuple:
+        if args[-1] is Ellipsis and isinstance(value, list | tuple):
+            args = (args[0],) * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(args):
             raise ConfigError(f"{where} must be a list of {len(args)}, got {value!r}")
         return tuple(_value(where, a, v) for a, v in zip(args, value, strict=True))

@@ -36,3 +36,29 @@ def test_an_unknown_verb(run):
     ran = run("clasify")
     assert ran.code == 2
     assert "classify" in ran.err
+
+
+def test_doctor_data(run, photos, model, own_cache):
+    for path in photos.iterdir():
+        path.with_suffix(".txt").write_text(f"a photo of {path.name}")
+    ran = run("doctor", "data", photos, "--model", model, "--batch-size", 64)
+    assert ran.code == 0, ran.err + ran.out
+    for text in ("3 pairs in 1 file", "png 2", "ln 64", "longer than 77", "Fit to train on"):
+        assert text in ran.out
+    (photos / "a.jpg").write_bytes(b"<html>\x1b[31m")
+    (photos / "b.txt").write_text(" ")
+    ran = run("doctor", "data", photos, "--model", model)
+    assert ran.code == 1
+    assert "cannot be decoded" in ran.out and "empty caption 1" in ran.out
+    found = run("doctor", "data", photos, "--model", model, "--json").records[0]
+    assert found["drops"] == {"empty caption": 1, "cannot be decoded": 1}
+    assert not found["fit"]
+
+
+def test_doctor_data_without_any(run, photos, model, own_cache):
+    ran = run("doctor", "data", photos, "--model", model)
+    assert ran.code == 2
+    assert "no caption 3" in ran.out
+    ran = run("doctor", "data", photos / "gone", "--model", model)
+    assert ran.code == 2
+    assert "not there" in ran.err

@@ -1,4 +1,4 @@
-"""`diptych doctor`: what this machine and installation have."""
+"""`diptych doctor`: what this machine and installation have, and whether data can be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from diptych.cli.common import emit, json_option
+from diptych.cli.common import DEFAULT_MODEL, emit, json_option, progress
+from diptych.cli.main import on_a_line
 
 # extra: the packages that it brings
 EXTRAS = {
@@ -26,10 +27,16 @@ SECRETS = {"HF_TOKEN"}
 PROXIES = ("http", "https", "no")
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-def doctor(as_json: bool) -> None:
-    """Show versions, devices, precision, folders, environment and optional packages."""
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Show versions, devices, precision, folders, environment and optional packages.
+
+    With `data`: examine pairs of images and captions.
+    """
+    if context.invoked_subcommand is not None:
+        return
     found = _findings()
     if as_json:
         emit(found)
@@ -100,3 +107,85 @@ def _extra(extra: str, packages: tuple[str, ...]) -> str:
         return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     except importlib.metadata.PackageNotFoundError as error:
         return f"no {error.name}. Type: pip install 'diptych[{extra}]'"
+
+
+@doctor.command()
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Whose tokens are counted.")
+@click.option("--check", type=click.IntRange(1), help="Decode so many pictures. Default: all.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Of the run."
+)
+@json_option
+def data(
+    paths: tuple[str, ...], model: str, check: int | None, batch_size: int, as_json: bool
+) -> None:
+    """Examine pairs of images and captions before a training run.
+
+    PATHS are folders of pictures with a .txt each or with a captions.csv, lists (CSV, TSV, JSON
+    lines, Parquet), or tar shards; "{0000..0099}" and "*" are understood. Exit code 0: all is fit;
+    1: something would be dropped; 2: there is nothing to train on.
+    """
+    from diptych import zoo
+    from diptych.data.doctor import examine
+    from diptych.engine import load
+    from diptych.engine.stream import num_threads
+    from diptych.preprocess import open_image
+
+    tokenizer = load(model, device="cpu").tokenizer
+    with progress("Decoding", None, printing=False) as advance:
+        found = examine(
+            paths,
+            folder=zoo.cache_folder() / "pairs",
+            decode=lambda data, name: open_image(data, name=name).size,
+            count=tokenizer.count,
+            context=tokenizer.context_length,
+            batch_size=batch_size,
+            check=check,
+            threads=num_threads(),
+            progress=advance,
+        )
+    if as_json:
+        emit(found)
+    else:
+        _show(found)
+    if not found["fit"]:
+        raise SystemExit(1 if found["samples"] else 2)
+
+
+def _show(found: dict[str, Any]) -> None:
+    for source in found["sources"]:
+        files = f"{source['files']:,} file{'s' * (source['files'] != 1)}"
+        click.echo(f"{on_a_line(source['path'])}: {source['samples']:,} pairs in {files}")
+        click.echo(f"  has       {_counts(source['names'])}")
+    pictures, captions, twice = found["pictures"], found["captions"], found["duplicates"]
+    bad = f"{pictures['bad']:,} cannot be decoded"
+    rows = {
+        "pictures": f"{pictures['checked']:,} decoded, {bad}",
+        "width": _spread(pictures["width"]),
+        "height": _spread(pictures["height"]),
+        "captions": f"{captions['number']:,}; {captions['counted']:,} of them counted",
+        "tokens": f"{_spread(captions['tokens'])}; {captions['cut']:,} longer than "
+        f"{captions['context']}, cut",
+        "twice": f"{twice['captions']:,} captions, {twice['images']:,} pictures",
+        "licences": _counts(found["origin"]["licence"]),
+        "sources": _counts(found["origin"]["source"]),
+        "without": _counts(found["origin"]["without"]),
+        "dropped": _counts(found["drops"]),
+        "lost": _counts(found["flaws"]),
+        "first loss": f"{found['loss']['ln_n']:.3f} = ln {found['loss']['batch_size']}, of a model "
+        "that knows nothing yet",
+    }
+    for name, text in rows.items():
+        click.echo(f"  {name:<10}{text}")
+    for reason, name, detail in found["told"]:
+        click.echo(on_a_line(f"    {reason}: {name}  {detail}"))
+    click.echo("Fit to train on." if found["fit"] else "Not all of it can be used: see above.")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return on_a_line(", ".join(f"{name} {n:,}" for name, n in counts.items() if n)) or "none"
+
+
+def _spread(quantiles: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value:,}" for name, value in quantiles.items()) or "none"

@@ -4,24 +4,31 @@
   the first dot of its last part, what follows is the suffix; "__name__" members and names without
   a suffix belong to no sample. Source: webdataset 0.2.86 and 1.0.2, `base_plus_ext`,
   `group_by_keys`.
-- A list: a text file with a path a line, CSV or TSV with a header, or Parquet (extra `parquet`). A
-  path may be relative to the list; it is the key.
+- A list: a text file with a path a line, CSV or TSV with a header, JSON lines, or Parquet (extra
+  `parquet`). A path may be relative to the list; it is the key.
 - Nothing is written to disk; links and devices are not followed. One sample is in memory.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
+from diptych.data.lists import (
+    PATH_COLUMNS,
+    TEXT_BYTES,
+    TEXT_COLUMNS,
+    as_object,
+    file_bytes,
+    pick,
+    read_rows,
+)
 from diptych.data.tar import Member, TarDamage, members
-from diptych.errors import MissingExtraError, ShardError
+from diptych.errors import ShardError
 
 __all__ = [
     "SHARD_SUFFIXES",
@@ -34,17 +41,14 @@ __all__ = [
     "split_name",
 ]
 
-SHARD_SUFFIXES = frozenset((".tar", ".txt", ".lst", ".csv", ".tsv", ".parquet"))
+SHARD_SUFFIXES = frozenset((".tar", ".txt", ".lst", ".csv", ".tsv", ".jsonl", ".parquet"))
 
 # of a member of a tar that is taken for the image; HEIC is decoded by the extra `photos`
-_IMAGES = frozenset(
+IMAGES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic"]
 )
-_PATH_COLUMNS = ("path", "image_path", "filepath", "file_path", "filename")
-_TEXT_COLUMNS = ("caption", "text", "title")
 
 IMAGE_BYTES = 128 * 2**20
-TEXT_BYTES = 2**20
 META_BYTES = 16 * 2**20
 
 
@@ -56,12 +60,15 @@ class Sample(NamedTuple):
         image: the bytes of the file, not decoded.
         text: the member `.txt`, or the column caption, text or title.
         meta: the member `.json`, or the other columns.
+        offset, size: where the image's bytes are in a tar; (-1, 0) in a list.
     """
 
     key: str
     image: bytes
     text: str | None
     meta: dict[str, Any]
+    offset: int = -1
+    size: int = 0
 
 
 class Drop(NamedTuple):
@@ -96,6 +103,12 @@ class Report:
     def drop(self, reason: str, name: str, detail: str = "") -> None:
         """Count a sample that is not given."""
         self.seen += 1
+        self.drops[reason] += 1
+        self._tell(reason, name, detail)
+
+    def take_back(self, reason: str, name: str, detail: str = "") -> None:
+        """Count a sample that was given and then found unfit."""
+        self.used -= 1
         self.drops[reason] += 1
         self._tell(reason, name, detail)
 
@@ -147,6 +160,8 @@ def read_shard(
     report: Report | None = None,
     digest: Digest | None = None,
     image_bytes: int = IMAGE_BYTES,
+    images: bool = True,
+    suffixes: Counter[str] | None = None,
 ) -> Iterator[Sample]:
     """The samples of a shard, in its order, each key once.
 
@@ -155,6 +170,8 @@ def read_shard(
         report: is filled while samples are taken.
         digest: sees every byte of the file once, in order: its hash costs no second pass.
         image_bytes: a larger image is dropped before it is read.
+        images: False leaves the images of a tar empty and, without a digest, seeks over them.
+        suffixes: of the members of a tar; is filled while samples are taken.
 
     Raises:
         ShardError: no such file, a folder or a device, unreadable, or an unknown suffix.
@@ -166,13 +183,21 @@ def read_shard(
         raise ShardError(f"{path}: is not a shard by its name. Give a file that ends in {known}.")
     try:
         with _open(path) as file:
-            source = _Watched(file, digest)
+            source = Watched(file, digest)
             if path.suffix.lower() == ".tar":
-                samples = _of_tar(source, path, report, image_bytes)
+                seek = digest is None and not images
+                length = path.stat().st_size if seek else None
+                found = members(file if seek else cast(BinaryIO, source), length=length)
+                taker = _Taker(
+                    report, image_bytes, images, Counter() if suffixes is None else suffixes
+                )
+                samples = _of_tar(found, path, taker)
             else:
                 samples = _of_list(source, path, report, image_bytes)
             yield from _once(samples, report)
-            while source.read(1 << 20):  # what a damaged or compact file left unread
+            while digest is not None and source.read(
+                1 << 20
+            ):  # what a damaged or compact file left unread
                 pass
     except OSError as error:
         reason = error.strerror or error
@@ -185,7 +210,7 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-class _Watched:
+class Watched:
     """A file whose bytes a digest sees as they are read."""
 
     def __init__(self, file: BinaryIO, digest: Digest | None):
@@ -221,6 +246,8 @@ class _Group:
     image: bytes | None = None
     text: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    offset: int = -1
+    size: int = 0
     why_not: tuple[str, str] | None = None  # why it is dropped: reason, detail
     others: int = 0
 
@@ -231,16 +258,27 @@ class _Group:
         if self.why_not is not None:
             report.drop(self.why_not[0], self.key, self.why_not[1])
         elif self.image is not None:
-            yield Sample(self.key, self.image, self.text, self.meta)
+            yield Sample(self.key, self.image, self.text, self.meta, self.offset, self.size)
 
 
-def _of_tar(file: Any, path: Path, report: Report, image_bytes: int) -> Iterator[Sample]:
+@dataclass(frozen=True, slots=True)
+class _Taker:
+    """How members are taken: where faults are counted, and which bytes are wanted."""
+
+    report: Report
+    image_bytes: int
+    images: bool
+    suffixes: Counter[str]
+
+
+def _of_tar(found: Iterable[Member], path: Path, taker: _Taker) -> Iterator[Sample]:
     group: _Group | None = None
+    report = taker.report
     if path.stat().st_size == 0:
         report.flaw("empty file", str(path), "0 bytes")
         return
     try:
-        for member in members(file):
+        for member in found:
             if member.kind == "other":
                 report.flaw("not a file", member.name, "a link, a device or a sparse file")
             if member.kind != "file":
@@ -252,7 +290,7 @@ def _of_tar(file: Any, path: Path, report: Report, image_bytes: int) -> Iterator
                 if group is not None:
                     yield from group.end(report)
                 group = _Group(key)
-            _take(group, member, suffix, report, image_bytes)
+            _take(group, member, suffix, taker)
     except TarDamage as damage:
         if damage.cut and group is not None:
             group.why_not = damage.reason, damage.detail
@@ -274,16 +312,19 @@ def _split(name: str) -> tuple[str | None, str]:
     return f"{folder}{slash}{stem}", suffix.lower()
 
 
-def _take(group: _Group, member: Member, suffix: str, report: Report, image_bytes: int) -> None:
+def _take(group: _Group, member: Member, suffix: str, taker: _Taker) -> None:
     """Put a member where it belongs. What is not needed is not read into memory."""
-    if suffix in _IMAGES:
+    taker.suffixes[suffix] += 1
+    report = taker.report
+    if suffix in IMAGES:
         if group.image is not None:
             group.why_not = "two images", f"the second is {member.name}"
-        elif member.size > image_bytes:
-            detail = f"{member.name} has {member.size:,} bytes, more than {image_bytes:,}"
+        elif member.size > taker.image_bytes:
+            detail = f"{member.name} has {member.size:,} bytes, more than {taker.image_bytes:,}"
             group.why_not = "member too large", detail
         else:
-            group.image = member.read()
+            group.offset, group.size = member.offset, member.size
+            group.image = member.read() if taker.images else b""
         return
     group.others += 1
     lost = {"txt": "text lost", "json": "metadata lost"}.get(suffix)
@@ -299,107 +340,27 @@ def _take(group: _Group, member: Member, suffix: str, report: Report, image_byte
         if suffix == "txt":
             group.text = text.strip()
         else:
-            group.meta = _object(text)
+            group.meta = as_object(text)
     except (ValueError, RecursionError) as error:
         report.flaw(lost, member.name, str(error))
-
-
-def _object(text: str) -> dict[str, Any]:
-    """A JSON object. NaN and Infinity, which JSON does not have and pandas writes, are None."""
-    found = json.loads(text, parse_constant=lambda _: None)
-    if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__} where an object should be")
-    return found
 
 
 # --- lists ---
 
 
 def _of_list(file: Any, path: Path, report: Report, image_bytes: int) -> Iterator[Sample]:
-    rows = {".parquet": _parquet, ".csv": _csv, ".tsv": _csv}.get(path.suffix.lower(), _lines)
-    for number, row in enumerate(rows(file, path, report), 1):
-        column = next((name for name in _PATH_COLUMNS if isinstance(row.get(name), str)), None)
+    for where, cells in read_rows(file, path, report):
+        row = {name: cell for name, cell in cells.items() if cell != ""}
+        column = pick(row, PATH_COLUMNS)
         if column is None or not row[column].strip():
-            known = ", ".join(_PATH_COLUMNS)
-            report.drop("no path", f"{path}: row {number}", f"none of the columns {known} has one")
+            known = ", ".join(PATH_COLUMNS)
+            report.drop("no path", where, f"none of the columns {known} has one")
             continue
         key = row.pop(column)
-        text_column = next((name for name in _TEXT_COLUMNS if isinstance(row.get(name), str)), None)
+        text_column = pick(row, TEXT_COLUMNS)
         text = None if text_column is None else row.pop(text_column)
-        image, why_not, detail = _bytes(path.parent / key, image_bytes)
+        image, why_not, detail = file_bytes(path.parent / key, image_bytes)
         if image is None:
             report.drop(why_not, key, detail)
         else:
             yield Sample(key, image, text, row)
-
-
-def _bytes(path: Path, limit: int) -> tuple[bytes | None, str, str]:
-    """The bytes of a file, or why not: reason and detail."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return None, "not a file", "a folder, a device or a pipe"
-        if status.st_size <= limit:
-            with path.open("rb") as file:
-                data = file.read(limit + 1)  # it may grow meanwhile
-            if len(data) <= limit:
-                return data, "", ""
-        return None, "member too large", f"{status.st_size:,} bytes, more than {limit:,}"
-    except FileNotFoundError:
-        return None, "no such file", str(path)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        return None, "cannot be read", str(error)
-
-
-def _text_lines(file: Any, path: Path, report: Report) -> Iterator[str]:
-    """Lines without their ends, decoded; a line that is not UTF-8 is counted."""
-    rest, number = b"", 0
-    while block := file.read(1 << 16):
-        *whole, rest = (rest + block).split(b"\n")
-        for line in whole:
-            number += 1
-            yield from _decoded(line, f"{path}: line {number}", report)
-        if len(rest) > TEXT_BYTES:
-            report.flaw("damaged list", str(path), f"line {number + 1} has no end")
-            return
-    if rest:
-        yield from _decoded(rest, f"{path}: line {number + 1}", report)
-
-
-def _decoded(line: bytes, where: str, report: Report) -> Iterator[str]:
-    try:
-        yield line.decode("utf-8-sig").rstrip("\r")
-    except UnicodeDecodeError as error:
-        report.flaw("damaged list", where, str(error))
-
-
-def _lines(file: Any, path: Path, report: Report) -> Iterator[dict[str, Any]]:
-    for line in _text_lines(file, path, report):
-        if line.strip():
-            yield {"path": line}
-
-
-def _csv(file: Any, path: Path, report: Report) -> Iterator[dict[str, Any]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    lines = (line + "\n" for line in _text_lines(file, path, report))
-    try:
-        for row in csv.DictReader(lines, delimiter=delimiter, strict=True):
-            if None in row:
-                report.flaw("damaged list", f"{path}", f"a row with too many cells: {row[None]}")
-            yield {name: value for name, value in row.items() if name is not None and value}
-    except csv.Error as error:
-        report.flaw("damaged list", str(path), str(error))
-
-
-def _parquet(file: Any, path: Path, report: Report) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", extra="parquet", needed_for=f"reading {path}") from error
-    try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        report.flaw("damaged list", str(path), str(error))

@@ -40,20 +40,22 @@ class Member:
         name: as it stands in the file; bytes that are not UTF-8 as \\xNN.
         kind: "other" is a link, a device or a sparse file. Only a file's bytes are given.
         size: of the data.
+        offset: of the data in the file.
         read: all of it; call it before the next member is asked for, at most once.
     """
 
     name: str
     kind: Literal["file", "folder", "other"]
     size: int
+    offset: int
     read: Callable[[], bytes]
 
 
 class _Walk:
     """A file read from the start to the end, and nothing twice."""
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.at, self.data_left = file, 0, 0
+    def __init__(self, file: BinaryIO, length: int | None):
+        self.file, self.at, self.data_left, self.length = file, 0, 0, length
 
     def take(self, size: int) -> bytes:
         """Up to `size` bytes."""
@@ -70,24 +72,29 @@ class _Walk:
         return data
 
     def skip(self, size: int) -> int:
-        """Reads past `size` bytes; returns how many are missing."""
+        """Goes past `size` bytes; returns how many are missing."""
         self.data_left = 0
+        if self.length is not None:
+            step = min(size, self.length - self.at)
+            self.at = self.file.seek(self.at + step)
+            return size - step
         while size and (piece := self.take(min(size, _PIECE))):
             size -= len(piece)
         return size
 
 
-def members(file: BinaryIO) -> Iterator[Member]:
+def members(file: BinaryIO, *, length: int | None = None) -> Iterator[Member]:
     """The members of `file`, in order. Reads everything up to the end of the file.
 
     Args:
         file: open at the start; what cannot seek will do. A `read` that watches the bytes sees
             each of them once, in order.
+        length: of a file that can seek: the data that nobody reads is sought over.
 
     Raises:
         TarDamage: at the place of the damage; what came before was good.
     """
-    walk = _Walk(file)
+    walk = _Walk(file, length)
     extra: dict[bytes, bytes] = {}  # of extended headers that belong to the next member
     while header := walk.take(BLOCK):
         if header == _NOTHING:
@@ -132,7 +139,7 @@ def _member(walk: _Walk, info: tarfile.TarInfo, extra: dict[bytes, bytes]) -> Me
     kind = "file" if info.type in _FILE_TYPES and not sparse else "other"
     if folder or info.isdir():
         kind = "folder"
-    return Member(name, kind, size, lambda: walk.read(name))
+    return Member(name, kind, size, walk.at, lambda: walk.read(name))
 
 
 def _parse(header: bytes, at: int) -> tarfile.TarInfo:

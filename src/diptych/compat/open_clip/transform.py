@@ -6,18 +6,17 @@ same seed gives the same pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from diptych.config import PreprocessConfig
 from diptych.errors import ConfigError, nearest
 from diptych.preprocess import Preprocess
+from diptych.preprocess.augment import crop_box
 from diptych.preprocess.pipeline import normalise
 
 __all__ = [
@@ -77,21 +76,8 @@ class TrainTransform:
         return normalise(image, self.config)
 
     def crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, width, height): ten draws of an area and an aspect, else the centre."""
-        low, high = torch.tensor(self.ratio).log().tolist()
-        for _ in range(10):
-            area = width * height * torch.empty(1).uniform_(*self.scale).item()
-            aspect = torch.empty(1).uniform_(low, high).exp().item()
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                top = int(torch.randint(0, height - h + 1, (1,)))
-                return int(torch.randint(0, width - w + 1, (1,))), top, w, h
-        w, h = width, height
-        if width / height < min(self.ratio):
-            h = round(w / min(self.ratio))
-        elif width / height > max(self.ratio):
-            w = round(h * max(self.ratio))
-        return (width - w) // 2, (height - h) // 2, w, h
+        """(left, top, width, height), drawn from torch's global generator."""
+        return crop_box(width, height, scale=self.scale, ratio=self.ratio)
 
 
 def preprocess_config(base: PreprocessConfig, changes: Mapping[str, Any]) -> PreprocessConfig:
