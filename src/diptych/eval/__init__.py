@@ -1,0 +1,1 @@
+"""What a model is measured by: ranks, shares with intervals, the geometry of the space, charts."""
