@@ -44,6 +44,13 @@ SECTIONS = {
         "|g - g'| / (|g'| + 0.001 |G|), where g' is the peer's gradient of that parameter and G "
         "all of them together (Euclidean norms)."
     ),
+    "Losses": "Contrastive losses: value and gradients, relative to the largest number of each.",
+    "Exact gradients": (
+        "One training step over several ranks (gloo, DDP) and pieces (accumulation), with half of "
+        "the patches dropped, against the peer's loss over the single big batch: |g - g'| / |g'| "
+        "of the gradient of either tower, of the logit scale and of the bias, and of the loss; the "
+        "worst of these, the worst rank."
+    ),
     "Tokens": "Token ids; the figure counts the texts whose ids differ.",
     "Pixels": "Preprocessed pixels against the peer's arithmetic.",
     "Look-alikes": (

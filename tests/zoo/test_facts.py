@@ -11,7 +11,7 @@ import torch
 
 from diptych import zoo
 from diptych.config import PreprocessConfig, TokenizerConfig
-from diptych.zoo.facts import _Counts, gflops, peak_memory, walk
+from diptych.zoo.facts import Counts, gflops, peak_memory, walk
 
 TINY = zoo.Row(
     name="tiny/vit",
@@ -37,7 +37,7 @@ def test_operations_are_those_of_the_formula():
 
 
 def test_what_lives_at_once_is_counted():
-    counts = _Counts()
+    counts = Counts()
     with counts:
         a = torch.empty(100, device="meta")  # 400 bytes
         b = a * 2  # 800

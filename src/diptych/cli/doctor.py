@@ -157,7 +157,7 @@ def _show(found: dict[str, Any]) -> None:
     for source in found["sources"]:
         files = f"{source['files']:,} file{'s' * (source['files'] != 1)}"
         click.echo(f"{on_a_line(source['path'])}: {source['samples']:,} pairs in {files}")
-        click.echo(f"  has       {_counts(source['names'])}")
+        click.echo(f"  {'has':<12}{_counts(source['names'])}")
     pictures, captions, twice = found["pictures"], found["captions"], found["duplicates"]
     bad = f"{pictures['bad']:,} cannot be decoded"
     rows = {
@@ -177,10 +177,11 @@ def _show(found: dict[str, Any]) -> None:
         "that knows nothing yet",
     }
     for name, text in rows.items():
-        click.echo(f"  {name:<10}{text}")
+        click.echo(f"  {name:<12}{text}")
     for reason, name, detail in found["told"]:
         click.echo(on_a_line(f"    {reason}: {name}  {detail}"))
-    click.echo("Fit to train on." if found["fit"] else "Not all of it can be used: see above.")
+    some = "Not all of it can be used" if found["samples"] else "There is nothing to train on"
+    click.echo("Fit to train on." if found["fit"] else f"{some}: see above.")
 
 
 def _counts(counts: dict[str, int]) -> str:

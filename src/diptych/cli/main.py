@@ -11,13 +11,18 @@ from diptych.errors import DiptychError, nearest
 # verb: (where it lives, its line in the list of verbs)
 VERBS = {
     "classify": ("diptych.cli.classify:classify", "Say which labels fit each image."),
+    "curate": ("diptych.cli.curate:curate", "Build data sets: pack pairs into shards."),
     "demo": ("diptych.cli.demo:demo", "See what the model makes of photos, on one page."),
     "dedup": ("diptych.cli.dedup:dedup", "List pictures that are there twice, or almost."),
-    "doctor": ("diptych.cli.doctor:doctor", "Show what this machine and installation have."),
+    "doctor": (
+        "diptych.cli.doctor:doctor",
+        "Show what is installed, or what is wrong with data.",
+    ),
     "embed": ("diptych.cli.embed:embed", "Write the vectors of images, texts or whole data sets."),
     "index": ("diptych.cli.index:index", "Index folders of pictures, or bring them up to date."),
     "models": ("diptych.cli.models:models", "List, show, check and convert models."),
     "search": ("diptych.cli.search:search", "Find the images that fit words, or another image."),
+    "train": ("diptych.cli.train:train", "Train or fine-tune a model on pictures with captions."),
 }
 
 

@@ -22,7 +22,17 @@ from diptych.config import CLIPConfig, to_dict
 from diptych.towers import outline
 from diptych.zoo.registry import Asset, Hub, Row, Source, Url
 
-__all__ = ["address", "describe", "gflops", "num_parameters", "num_weights", "peak_memory", "walk"]
+__all__ = [
+    "Counts",
+    "Fused",
+    "address",
+    "describe",
+    "gflops",
+    "num_parameters",
+    "num_weights",
+    "peak_memory",
+    "walk",
+]
 
 BATCHES = (1, 32)
 
@@ -57,7 +67,7 @@ def peak_memory(row: Row, batch: int) -> int:
     return 4 * num_weights(row.config) + max(counts.peak for counts in walk(row, batch).values())
 
 
-def walk(row: Row, batch: int) -> dict[str, "_Counts"]:
+def walk(row: Row, batch: int) -> dict[str, "Counts"]:
     """What both towers do with `batch` images and texts, by "image" and "text"."""
     return _walk(row.config, row.preprocess.size, row.tokenizer.context_length, batch)
 
@@ -65,7 +75,7 @@ def walk(row: Row, batch: int) -> dict[str, "_Counts"]:
 @cache
 def _walk(
     config: CLIPConfig, size: tuple[int, int], context_length: int, batch: int
-) -> dict[str, "_Counts"]:
+) -> dict[str, "Counts"]:
     """Both towers on the meta device, each with a counter of its own."""
     model = outline(config).eval().requires_grad_(False)
     inputs = {
@@ -74,15 +84,15 @@ def _walk(
     }
     walked = {}
     for side, (tower, pixels_or_ids) in inputs.items():
-        counts = _Counts()
+        counts = Counts()
         counts.see(pixels_or_ids)
-        with torch.no_grad(), counts, _Fused(counts):
+        with torch.no_grad(), counts, Fused(counts):
             tower(pixels_or_ids)
         walked[side] = counts
     return walked
 
 
-class _Counts(TorchDispatchMode):
+class Counts(TorchDispatchMode):
     """Counts operations, and the bytes of the storages that live at once; `peak` is the most."""
 
     def __init__(self):
@@ -116,10 +126,10 @@ class _Counts(TorchDispatchMode):
         return out
 
 
-class _Fused(TorchFunctionMode):
+class Fused(TorchFunctionMode):
     """Attention without its matrix of weights, as the fused kernel of every backend computes it."""
 
-    def __init__(self, counts: _Counts):
+    def __init__(self, counts: Counts):
         super().__init__()
         self.counts = counts
 

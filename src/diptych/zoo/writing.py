@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -94,7 +95,10 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    save_file(_separate(tensors), path, metadata={"format": "pt", **metadata})
+    try:
+        save_file(_separate(tensors), path, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:  # a full disk, which callers know as an OSError
+        raise OSError(str(error)) from error
     _sort_header(path)
 
 
