@@ -4,6 +4,7 @@
     folder = unpack(Path("build/packages"))
 
 Versions are exact and every file's SHA-256 is checked, so the same parts give the same model.
+`EMOJI` are those of `recipes/emoji.py`.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["PACKAGES", "Package", "check", "download", "fetch", "unpack"]
+__all__ = ["EMOJI", "PACKAGES", "Package", "check", "download", "fetch", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,30 @@ PACKAGES = (
     ),
 )
 
+_DRAWN = ("openclipart-png", "openclipart-svg", "@lobehub/fluent-emoji-3d", "emojibase-data",
+          "wordnet-base")  # fmt: skip
+EMOJI = (
+    *(package for package in PACKAGES if package.name in _DRAWN),
+    Package(
+        "npm",
+        "emoji-datasource-google",
+        "16.0.0",
+        "emoji-datasource-google-16.0.0.tgz",
+        "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+        "train: drawn pictures, Noto Emoji",
+        "Apache-2.0",
+    ),
+    Package(
+        "npm",
+        "emoji-datasource-twitter",
+        "16.0.0",
+        "emoji-datasource-twitter-16.0.0.tgz",
+        "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+        "train: drawn pictures, Twemoji",
+        "CC-BY-4.0",
+    ),
+)
+
 
 def fetch(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> None:
     """Download what is not in `folder` yet.
@@ -183,7 +208,8 @@ def check(folder: Path, package: Package) -> Path:
     """The package's file, whose SHA-256 is the expected one."""
     path = folder / package.file
     if not path.is_file():
-        raise ValueError(f"{path} is missing. Type: python recipes/mini.py fetch {folder}")
+        recipe = "mini.py" if package in PACKAGES else "emoji.py"
+        raise ValueError(f"{path} is missing. Type: python recipes/{recipe} fetch {folder}")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:

@@ -19,6 +19,11 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text("utf-8"), re.DOTAL
 def folder(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((320, 240)).save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(pixels[:, i:]).save(tmp_path / "photos" / f"{i}.png")
+    rows = "".join(f"{i}.png,number {i} of four\n" for i in range(4))
+    (tmp_path / "photos" / "captions.csv").write_text(f"image,caption\n{rows}", "utf-8")
     return tmp_path
 
 
