@@ -86,3 +86,11 @@ def test_nan_weights_are_refused(run, model, tmp_path):
     ran = run("models", "check", tmp_path / "nan.safetensors")
     assert ran.code == 2
     assert "visual.proj.weight" in ran.err
+
+
+def test_the_card_of_a_file(run, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    diptych.zoo.save(diptych.load("mini"), path)
+    (shown,) = run("models", "show", str(path), "--json").records
+    assert shown["licence"] == "Apache-2.0"
+    assert shown["parameters"] > 1e6

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from diptych.data.captions import captions_of, group_of
 from diptych.data.columns import Columns
@@ -331,3 +332,12 @@ def test_a_million_rows_in_bounded_memory(made, tmp_path):
         print(done.stdout)
         assert size == "1000000"
         assert float(after) - float(before) < 300
+
+
+def test_names_of_columns_may_be_in_any_case(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text("Image ,Caption\na.png,a square\n", "utf-8")
+    found = index_file(
+        tmp_path / "list.csv", tmp_path / "kept", source=Source(path=str(tmp_path / "list.csv"))
+    )
+    assert found.captions(0) == ["a square"]

@@ -185,3 +185,10 @@ def test_killed_at_random(packed, source, tmp_path):
         child.wait()
     assert subprocess.run(command).returncode == 0
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_folder_that_is_not_packed_to_its_end_is_refused(tmp_path):
+    (tmp_path / "out" / ".pack").mkdir(parents=True)
+    (tmp_path / "out" / "00000.tar").write_bytes(b"\0" * 1024)
+    with pytest.raises(DataError, match="diptych curate pack again"):
+        files_of(Source(path=str(tmp_path / "out")))

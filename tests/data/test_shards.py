@@ -384,19 +384,19 @@ def test_tables(tmp_path, files, suffix):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("name", "data", "flaw"),
     [
-        ("x.csv", b'path\n"unclosed'),
-        ("x.txt", b"\xff\xff\n"),
-        ("x.txt", b"x" * 2_000_000),
-        ("x.parquet", b"PAR1 no"),
+        ("x.csv", b'path\n"unclosed', "damaged list"),
+        ("x.txt", b"\xff\xff\n", "not UTF-8"),
+        ("x.txt", b"x" * 2_000_000, "damaged list"),
+        ("x.parquet", b"PAR1 no", "damaged list"),
     ],
 )
-def test_damaged_lists(tmp_path, name, data):
+def test_damaged_lists(tmp_path, name, data, flaw):
     (tmp_path / name).write_bytes(data)
     found, report, _ = read(tmp_path / name)
     assert not found
-    assert report.flaws == {"damaged list": 1}
+    assert report.flaws == {flaw: 1}
 
 
 def test_wrong_use(tmp_path):

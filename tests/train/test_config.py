@@ -73,7 +73,9 @@ def texts(hint) -> st.SearchStrategy:
     return numbers.map(lambda number: (repr(number), number))
 
 
-LEAVES = leaves()
+# Of these not every value is one.
+BOUND = {"name", "logit_scale_max", "loss.teacher_weight", "evaluate.every"}
+LEAVES = {key: hint for key, hint in leaves().items() if key not in BOUND}
 
 
 @settings(deadline=None, max_examples=300)
@@ -122,15 +124,18 @@ def test_a_recipe_with_everything_in_it_survives_json():
         ("optim.lr=", r"optim\.lr must be a number"),
         ("batch_size=8.5", r"batch_size must be a whole number, got '8\.5'"),
         ("batch_size=True", r"batch_size must be a whole number"),
-        ("batch_size=0", r"batch_size.* must be above 0"),
-        ("batch_size=-8", r"must be above 0"),
+        ("batch_size=0", r"batch_size=0: give a number above 0"),
+        ("batch_size=-8", r"give a number above 0"),
         ("steps=none", r"give one of the two"),
-        ("micro_batch=0", r"micro_batch must be at least 1, got 0"),
-        ("ema=1.5", r"ema must lie in \[0, 1\], got 1\.5"),
+        ("micro_batch=0", r"micro_batch=0: give a number above 0"),
+        ("ema=1.5", r"ema=1\.5: give a number from 0 to 1"),
         ("precision=fp8", r"precision must be one of auto, fp32, bf16, fp16, got 'fp8'"),
         ("optim.betas=0.9", r"optim\.betas must be 2 values, got '0\.9'"),
         ("optim.betas=(0.9, x)", r"optim\.betas must be a number, got 'x'"),
         ("trim=maybe", r"trim must be true or false"),
+        ("checkpoints.every=0", r"checkpoints\.every=0: give a number above 0"),
+        ("optim.lr=-1", r"optim\.lr=-1\.0: give a number from 0"),
+        ("evaluate.every=5", r"evaluate\.every=5: there is nothing to measure on"),
         ("model.clip.embed_dim=3", r"model\.clip is set in a recipe, as a whole"),
         ("optim=adamw", r"optim is set in a recipe, or by its own settings: optim\.NAME"),
         ("optim.lr.x=3", r"'optim\.lr' has no settings of its own"),
@@ -169,7 +174,7 @@ def test_sources_are_paths():
 
 @pytest.mark.parametrize("starts", [(0.5, 0.25), (0.5, 0.5), (1.0,), (-0.1,)])
 def test_stages_rise(starts):
-    with pytest.raises(ConfigError, match="stages must start at rising shares"):
+    with pytest.raises(ConfigError, match="stages start at"):
         TrainConfig(steps=1, stages=tuple(Stage(start=start) for start in starts))
 
 

@@ -59,6 +59,13 @@ def test_weights_of_a_file_are_copies(tmp_path):
     assert diptych.load(path, device="cpu").model.visual.proj.weight.any()
 
 
+def test_weights_and_random_weights_at_once():
+    with pytest.raises(ConfigError, match=r"model\.clip asks for random ones"):
+        start_encoder(of_model(RUN, start="mini"))
+    with pytest.raises(ConfigError, match=r"model\.fresh: all weights are random"):
+        start_encoder(of_model(RUN, fresh=("text",)))
+
+
 def test_neither_weights_nor_a_config():
     with pytest.raises(ConfigError, match=r"give start= \(weights\), or build="):
         start_encoder(of_model(RUN, clip=None))
@@ -198,3 +205,20 @@ def test_bert_may_be_cut_if_it_knows_its_padding(pad_id):
     )
     assert can_trim(bert) == (pad_id is not None)
     assert not can_trim(CLIP.visual)  # and nothing else may
+
+
+def test_fresh_weights_and_a_sigmoid_head(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    diptych.zoo.save(start_encoder(RUN), path)
+    plain = {"start": str(path), "clip": None, "preprocess": None, "tokenizer": None}
+    before = start_encoder(of_model(RUN, **plain))
+    run = of_model(miniature.replace(RUN, seed=5), **plain, fresh=("text",), sigmoid_bias=-2.71)
+    encoder = start_encoder(run)
+    was, now = before.model.state_dict(), encoder.model.state_dict()
+    assert all(torch.equal(was[k], now[k]) for k in was if k.startswith("visual."))
+    assert not torch.equal(was["text.token_embedding.weight"], now["text.token_embedding.weight"])
+    assert encoder.config.loss == "sigmoid"
+    assert float(now["logit_bias"]) == pytest.approx(-2.71)
+    assert float(now["logit_scale"].exp()) == pytest.approx(10)
+    with pytest.raises(ConfigError, match=r"model\.fresh: nothing is named 'txt'"):
+        start_encoder(of_model(RUN, **plain, fresh=("txt",)))

@@ -103,7 +103,7 @@ def test_two_ranks_learn_what_one_does(place, two):
     assert order(whole) == order([alone])
     for rank in whole:
         assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)
-    assert _apart(place / "whole", place / "alone") < 1e-6
+    assert _apart(place / "whole", place / "alone") < 5e-6  # six steps of Adam at 1e-3
 
 
 def _apart(one: Path, other: Path) -> float:

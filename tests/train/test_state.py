@@ -4,12 +4,12 @@ import errno
 import json
 import multiprocessing
 import random
-import resource
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 
 from diptych.errors import TrainError
 from diptych.train import state
@@ -121,20 +121,10 @@ def test_half_of_a_number_of_a_kind(tmp_path):
     assert found["a"].dtype == torch.bfloat16 and found["n"].item() == 2**40
 
 
-def _full_disk(folder, size) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    big = {"model": {"weight": torch.zeros(100_000)}}
-    try:
-        state.save(folder, step=2, tensors=big, facts={})
-    except TrainError as error:
-        (folder.parent / "told").write_text(str(error)) if size > 5000 else None
-        raise SystemExit(3 if "400,000 bytes" in str(error) else 4) from None
-
-
 @pytest.mark.parametrize("size", [0, 10_000, 399_999])
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, size):
     folder = save(tmp_path / "checkpoints", 1)
-    child = multiprocessing.get_context("fork").Process(target=_full_disk, args=(folder, size))
+    child = multiprocessing.get_context("forkserver").Process(target=full_disk, args=(folder, size))
     child.start()
     child.join()
     assert child.exitcode == 3

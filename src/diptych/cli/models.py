@@ -54,9 +54,17 @@ def list_(pattern: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Show what is known of a model: size, work, memory, pixels, tokens, sources, licence."""
+    """Show what is known of a model: size, work, memory, pixels, tokens, sources, licence.
+
+    Of a file or folder: its card, that is what it was made from, trained on, and when.
+    """
     from diptych import zoo
 
+    if Path(name).exists():
+        checkpoint = zoo.open_model(Path(name))
+        facts = checkpoint.card(name) | zoo.num_parameters(checkpoint.config)
+        emit(facts) if as_json else _print(facts)
+        return
     row = zoo.get(name)
     facts = zoo.describe(row) | {"here": str(zoo.find(row) or "no")}
     if as_json:

@@ -75,7 +75,7 @@ def train(
     if recipe and model:
         raise click.UsageError(f"{recipe} names its model. Type: --set model.start={model}")
     if "help" in settings:
-        _list_settings(_made_by(recipe) if recipe else None)
+        _list_settings(_made_by(recipe) if recipe else None, model)
         return
     config = _with(_made_by(recipe), data) if recipe else _mild(data, model)
     config = _changed(config, settings)
@@ -174,6 +174,8 @@ def _returns(function: Any, kind: type, *, module: str) -> bool:
     """Whether it is a recipe of this file."""
     if not inspect.isfunction(function) or function.__module__ != module:
         return False
+    if function.__name__.startswith("_"):
+        return False
     fits = function.__annotations__.get("return") in (kind, kind.__name__)
     return fits and not inspect.signature(function).parameters
 
@@ -199,10 +201,10 @@ def _changed(config: TrainConfig, settings: tuple[str, ...]) -> TrainConfig:
     return changed(config, *settings)
 
 
-def _list_settings(config: TrainConfig | None) -> None:
+def _list_settings(config: TrainConfig | None, model: str | None) -> None:
     from diptych.train.config import settings_of
     from diptych.train.mild import settings
 
-    for key, value in settings_of(config or settings()):
+    for key, value in settings_of(config or settings(model)):
         click.echo(f"{key}={value}")
     click.echo("What each is: python -m pydoc diptych.train.config", err=True)

@@ -263,7 +263,8 @@ class _Builder:
         if opted_out(meta):
             return "opted out", ""
         if not texts:
-            return ("empty caption", "") if given else ("no caption", f"it has {', '.join(meta)}")
+            has = f"it has {', '.join(meta)}" if meta else "it has none, and no .txt beside it"
+            return ("empty caption", "") if given else ("no caption", has)
         expected = meta.get("sha256")
         if image is not None and isinstance(expected, str) and expected:
             found = hashlib.sha256(image).hexdigest()

@@ -44,8 +44,9 @@ def read_rows(file: Any, path: Path, report: Flaws) -> Iterator[tuple[str, dict[
 
 
 def pick(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """The first of `names` that is a text in `row`."""
-    return next((name for name in names if isinstance(row.get(name), str)), None)
+    """The key in `row` of the first of `names` that is a text there; "Caption" is "caption"."""
+    texts = {key.strip().lower(): key for key, value in row.items() if isinstance(value, str)}
+    return next((texts[name] for name in names if name in texts), None)
 
 
 def file_bytes(path: Path, limit: int) -> tuple[bytes | None, str, str]:
@@ -96,7 +97,7 @@ def _decoded(line: bytes, number: int, path: Path, report: Flaws) -> Iterator[tu
     try:
         yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
     except UnicodeDecodeError as error:
-        report.flaw("damaged list", f"{path}:{number}", str(error))
+        report.flaw("not UTF-8", f"{path}:{number}", f"{error}; save the list as UTF-8")
 
 
 def _lines(file: Any, path: Path, report: Flaws) -> _Rows:

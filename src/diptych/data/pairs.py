@@ -220,7 +220,7 @@ class Pairs:
             raise DataError(
                 f"{bad:,} of {seen:,} samples are bad ({why}), more than "
                 f"{self.max_bad_fraction:.2%}; the first: {', '.join(names[:3])}. See them all "
-                "with: diptych doctor data PATH; or allow more with max_bad_fraction="
+                "with: diptych doctor data PATH; or allow more: --set data.max_bad_fraction=0.5"
             )
 
     def _flat(self) -> Iterator[Index]:

@@ -90,7 +90,8 @@ class Report:
             "key again", "cut inside a member"; in a list also "no such file", "not a file",
             "cannot be read", "no path".
         flaws: what was lost beside samples, by reason: "damaged tar", "no end mark", "trailing
-            garbage", "empty file", "damaged list", "not a file", "text lost", "metadata lost".
+            garbage", "empty file", "damaged list", "not UTF-8", "not a file", "text lost",
+            "metadata lost".
         on_drop: is told each drop and each flaw, with its name.
     """
 

@@ -97,6 +97,10 @@ def files_of(source: Source) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
+    if (folder / ".pack").is_dir():  # of `pack`, until it is done
+        raise DataError(
+            f"{folder}: was not packed to its end. Type the same diptych curate pack again."
+        )
     for name in LISTS:
         if (folder / name).is_file():
             return [folder / name]

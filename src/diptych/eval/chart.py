@@ -139,6 +139,16 @@ def _at_y(axis: _Axis, y: float) -> float:
     return HEIGHT - BOTTOM - axis.part(y) * (HEIGHT - TOP - BOTTOM)
 
 
+def _labels(values: Sequence[float]) -> list[str]:
+    """Short, but no two alike."""
+    found = [number(value) for value in values]
+    for digits in range(5, 15):
+        if len(set(found)) == len(found):
+            break
+        found = [f"{value:.{digits}g}" for value in values]
+    return found
+
+
 def number(value: float) -> str:
     """Short: 1,200,000 is 1.2M, 0.00012 is 1.2e-4."""
     size = abs(value)
@@ -153,11 +163,12 @@ def number(value: float) -> str:
 
 def _grid(axis_x: _Axis, axis_y: _Axis, x_name: str) -> str:
     parts = []
-    for value in axis_y.ticks():
+    values = axis_y.ticks()
+    for value, label in zip(values, _labels(values), strict=True):
         y = _at_y(axis_y, value)
         parts.append(
             f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="var(--line)"/>'
-            f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+            f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
         )
     shown = [v for v in ticks(axis_x.low, axis_x.high, most=5) if v == int(v)]
     for value in shown:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,18 @@ __all__ = [
 ]
 
 
+def _above(least: float, **values: float | None) -> None:
+    for key, value in values.items():
+        if value is not None and not value > least:
+            raise ConfigError(f"{key}={value}: give a number above {least}")
+
+
+def _within(least: float, most: float, **values: float | None) -> None:
+    for key, value in values.items():
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{key}={value}: give a number from {least} to {most}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685) on the linear layers whose last name is in `targets`."""
@@ -49,6 +62,9 @@ class LoraConfig:
     rank: int = 8
     alpha: float = 16.0  # the product is scaled by alpha / rank
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        _above(0, rank=self.rank, alpha=self.alpha)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +117,11 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        _above(0, window=self.window)
+        _within(0, 1, max_bad_fraction=self.max_bad_fraction)
+        _above(-1, workers=self.workers)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
@@ -121,6 +142,11 @@ class LossConfig:
     teacher: str | None = None
     teacher_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        _within(0, 1, teacher_weight=self.teacher_weight)
+        if self.teacher is None and self.teacher_weight != 1:
+            raise ConfigError("teacher_weight: there is no teacher. Give loss.teacher as well")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
@@ -131,7 +157,7 @@ class OptimConfig:
     visual_layer_decay, text_layer_decay: the factor from a block to the one below; the last block
         has it once, the embeddings blocks + 1 times, the head never; None: 1.
     clip: largest norm of the gradient; None: not clipped.
-    momentum: of "sgd" and "muon".
+    momentum: of "sgd" and "muon"; betas, eps: of the others.
     """
 
     kind: Literal["adamw", "lamb", "stableadamw", "muon", "sgd"] = "adamw"
@@ -146,6 +172,14 @@ class OptimConfig:
     text_layer_decay: float | None = None
     clip: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        _within(0, math.inf, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum)
+        _within(0, math.inf, visual_lr=self.visual_lr, text_lr=self.text_lr)
+        _above(0, eps=self.eps, clip=self.clip)
+        _within(0, 1, betas_1=self.betas[0], betas_2=self.betas[1])
+        decays = {"visual_layer_decay": self.visual_layer_decay}
+        _above(0, text_layer_decay=self.text_layer_decay, **decays)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
@@ -154,7 +188,7 @@ class ScheduleConfig:
     kind: cosine to `end`; constant; constant with a cooldown; WSD (arXiv 2404.06395: the last
         `cooldown` share of the run falls as 1 - sqrt).
     warmup: share of the run, or steps if 1 or more.
-    cooldown: share of the run, or steps if 1 or more.
+    cooldown: share of the run, or steps if 1 or more; of constant_cooldown and wsd.
     end: the last learning rate, as a share of the peak.
     """
 
@@ -162,6 +196,10 @@ class ScheduleConfig:
     warmup: float = 0.05
     cooldown: float = 0.2
     end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _within(0, math.inf, warmup=self.warmup, cooldown=self.cooldown)
+        _within(0, 1, end=self.end)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +231,11 @@ class EvalConfig:
     best: str = "image_to_text_r1"
     max_pairs: int = 5000
 
+    def __post_init__(self) -> None:
+        _above(0, every=self.every, max_pairs=self.max_pairs)
+        if self.every is not None and not (self.sources or self.classes):
+            raise ConfigError(f"every={self.every}: there is nothing to measure on. Give sources")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointingConfig:
@@ -210,6 +253,10 @@ class CheckpointingConfig:
     keep: int = 2
     nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10
+
+    def __post_init__(self) -> None:
+        _above(0, every=self.every, keep=self.keep, max_nonfinite=self.max_nonfinite)
+        _within(0, math.inf, minutes=self.minutes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,16 +304,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("steps and epochs: give one of the two. Type: --set epochs=10")
-        if min(self.batch_size, self.steps or 1, self.epochs or 1, self.log_every) <= 0:
-            raise ConfigError("batch_size, steps, epochs and log_every must be above 0")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ConfigError(f"micro_batch must be at least 1, got {self.micro_batch}")
-        for what, share in (("ema", self.ema), ("wise_ft", self.wise_ft)):
-            if share is not None and not 0 <= share <= 1:
-                raise ConfigError(f"{what} must lie in [0, 1], got {share}")
+        _above(0, batch_size=self.batch_size, steps=self.steps, epochs=self.epochs)
+        _above(0, micro_batch=self.micro_batch, log_every=self.log_every, timeout=self.timeout)
+        _within(0, 1, ema=self.ema, wise_ft=self.wise_ft)
+        _within(1, math.inf, logit_scale_max=self.logit_scale_max)
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"name={self.name!r}: give a plain word, it names the run's folder")
         starts = [stage.start for stage in self.stages]
         if starts != sorted(set(starts)) or any(not 0 <= start < 1 for start in starts):
-            raise ConfigError(f"stages must start at rising shares of the run, got {starts}")
+            raise ConfigError(
+                f"stages start at {starts}. Give shares of the run that rise, such as 0.5 and 0.9"
+            )
 
 
 def changed(config: TrainConfig, *settings: str) -> TrainConfig:
@@ -325,7 +373,10 @@ def _changed(config: Any, tree: dict[str, Any], where: str) -> Any:
             new[key] = _changed(section, value, f"{where}{key}.")
         else:
             new[key] = _parsed(where + key, hints[key], value)
-    return replace(config, **new)
+    try:
+        return replace(config, **new)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
 
 
 def _parsed(where: str, hint: Any, text: str) -> Any:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from diptych.train.config import EvalConfig
 from diptych.train.world import World
 
 __all__ = ["check_best", "evaluate", "evaluate_classes"]
+
+log = logging.getLogger("diptych")
 
 _BATCH = 64
 _WAYS = tuple(

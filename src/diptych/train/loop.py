@@ -200,7 +200,7 @@ def _skip(run: Run, batch: Any, health: Health, value: float, norm: float) -> No
         raise TrainError(
             f"{what}, {health.in_a_row} in a row. Nothing of it was saved; {run.last_saved()} "
             "Look at the samples that metrics.jsonl names, or begin anew with a lower rate: "
-            "--set optim.lr=..."
+            "--set optim.lr=... --out ANOTHER"
         )
 
 

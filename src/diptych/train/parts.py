@@ -49,6 +49,16 @@ def start_encoder(cfg: TrainConfig) -> Encoder:
         ConfigError: neither a model to start from nor one to build, or both.
     """
     given = cfg.model
+    built = {"build": given.build, "clip": given.clip}
+    built |= {"preprocess": given.preprocess, "tokenizer": given.tokenizer}
+    random = [name for name, value in built.items() if value]
+    if given.start is not None and random:
+        raise ConfigError(
+            f"model.start={given.start!r} has weights, pixels and tokens of its own, "
+            f"model.{random[0]} asks for random ones. Type: --set model.start=none"
+        )
+    if given.start is None and given.fresh:
+        raise ConfigError("model.fresh: all weights are random. Type: --set model.fresh=()")
     if given.start is not None:
         encoder = load(given.start, device="cpu", precision="fp32")
     elif given.clip is not None or given.build:
@@ -61,7 +71,10 @@ def start_encoder(cfg: TrainConfig) -> Encoder:
             tokenizer=given.tokenizer,
         )
     else:
-        raise ConfigError("model: give start= (weights), or build= or clip= (random weights)")
+        raise ConfigError(
+            "model: give start= (weights), or build= or clip= (random weights). "
+            "Type: --set model.start=mini"
+        )
     for tensor in (*encoder.model.parameters(), *encoder.model.buffers()):
         tensor.data = tensor.data.clone()
     if given.fresh:

@@ -53,7 +53,7 @@ def settled(config: TrainConfig, folder: Path, here: World) -> None:
         ConfigError: the folder holds a run with other settings, or config.json is damaged.
     """
     path = folder / "config.json"
-    if path.is_file():
+    if path.is_file() and any((folder / "checkpoints").glob("step-*")):  # else it never began
         try:
             same_settings(config, json.loads(path.read_text("utf-8")), folder)
         except (OSError, ValueError) as error:

@@ -9,7 +9,6 @@ RUN/config.json  data.json     what was asked for; what it is trained on, with i
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +21,14 @@ from diptych.config import ViTConfig, to_dict
 from diptych.data.order import Position
 from diptych.engine import load
 from diptych.errors import ConfigError, DiptychError, TrainError
-from diptych.model import Features
+from diptych.model import CLIP, Features
 from diptych.model.lora import interpolate
+from diptych.towers import outline
 from diptych.train import state
 from diptych.train.accumulate import Piece, whole_model
 from diptych.train.config import Stage, TrainConfig
 from diptych.train.evaluate import evaluate, evaluate_classes
+from diptych.train.export import write_model
 from diptych.train.fast import quicken
 from diptych.train.feed import Feed, pieces_of
 from diptych.train.flops import Work, peak_flops
@@ -48,7 +49,6 @@ from diptych.train.resume import alone, same_data, same_settings, settled
 from diptych.train.streamed import check_negatives
 from diptych.train.watch import Watch
 from diptych.train.world import World, world
-from diptych.zoo import Checkpoint, write
 
 __all__ = ["Run", "opened"]
 
@@ -191,34 +191,34 @@ class Run:
         found = sorted((self.folder / "checkpoints").glob("step-*"))
         return f"the last checkpoint is {found[-1]}." if found else "there is no checkpoint yet."
 
-    def evaluate(self) -> dict[str, Any]:
-        """Metrics of the held-out pairs, by the mean of the weights if there is one."""
-        cfg, feed = self.config.evaluate, self.feed
-        how = {"world": self.world, "autocast": self.autocast}
-        found: dict[str, Any] = {}
+    def evaluate(self) -> None:
+        """Measure on the held-out pairs, by the mean of the weights if there is one."""
         with self.watch.apart(), self._mean_in_place():
             self.model_inside.eval()
-            given = (self.model_inside, self.encoder)
-            if feed.held_out is not None:
-                loss = lambda groups: self.loss_of(groups, None)  # noqa: E731
-                found |= evaluate(*given, feed.held_out, cfg, loss=loss, **how)
-            if feed.classes is not None:
-                found |= evaluate_classes(*given, feed.classes, cfg, **how)
+            found = self._measured(self.model_inside)
             set_modes(self.model_inside, self.config.model)
             if found:
                 self._note_best(found)
                 self.watch.evaluation({"step": self.step, **found})
+
+    def _measured(self, model: CLIP) -> dict[str, Any]:
+        cfg, feed = self.config.evaluate, self.feed
+        how = {"world": self.world, "autocast": self.autocast}
+        found: dict[str, Any] = {}
+        if feed.held_out is not None:
+            loss = lambda groups: self.loss_of(groups, None)  # noqa: E731
+            found |= evaluate(model, self.encoder, feed.held_out, cfg, loss=loss, **how)
+        if feed.classes is not None:
+            found |= evaluate_classes(model, self.encoder, feed.classes, cfg, **how)
         return found
 
     def _note_best(self, found: dict[str, Any]) -> None:
         metric = self.config.evaluate.best
-        if metric not in found:
-            known = ", ".join(sorted(found))
-            raise ConfigError(f"evaluate.best={metric!r} is not measured. There is: {known}")
+        before = self.best.get("value") if self.best.get("metric") == metric else None
         sign = -1 if less_is_better(metric) else 1
-        if sign * found[metric] > sign * self.best.get("value", -sign * math.inf):
+        if before is None or sign * found[metric] > sign * before:
             self.best = {"metric": metric, "value": found[metric], "step": self.step}
-            self._export(self.folder / "best.safetensors", self._weights(), evaluation=found)
+            self._export("best.safetensors", self._plain_weights(), evaluation=found)
 
     # --- the state ---
 
@@ -260,12 +260,14 @@ class Run:
     def finish(self, **more: Any) -> dict[str, Any]:
         """Write the model, the report and the summary, with `more` in it; returns the summary."""
         with self._mean_in_place():
-            weights = self._weights()
+            weights = self._plain_weights()
         if self._start is not None and self.config.wise_ft is not None:
-            plain = plain_weights(self.encoder.model, weights)
-            weights = interpolate(self._start, plain, self.config.wise_ft)
-        path = self.folder / "model.safetensors"
-        self._export(path, weights)
+            weights = interpolate(self._start, weights, self.config.wise_ft)
+            mixed = outline(self.encoder.config)
+            mixed.load_state_dict(weights, assign=True)
+            if found := self._measured(mixed.to(self.world.device).eval()):
+                self.watch.evaluation({"step": self.step, "wise_ft": self.config.wise_ft, **found})
+        path = self._export("model.safetensors", weights)
         self._gathered()
         if not self.world.first:
             return {}
@@ -283,30 +285,21 @@ class Run:
     def _weights(self) -> dict[str, Tensor]:
         return state.full(self.model_inside.state_dict())
 
-    def _export(self, path: Path, weights: dict[str, Tensor], **more: Any) -> None:
-        """A model file that `diptych.load` reads; the first rank writes it."""
-        if not self.world.first:
-            return
-        encoder = self.encoder
-        trained = {"steps": self.step, "pairs": self.step * self.config.batch_size, **more}
-        card = {k: v for k, v in encoder.card.items() if k not in ("source", "format", "notes")}
-        card |= {
-            "name": self.config.name,
-            "trained_from": encoder.card.get("name"),
-            "training": trained,
-            "data_manifest_sha256": self.feed.manifest_hash,
-            "data_licences": self.feed.pairs.report()["licences"],
-        }
-        checkpoint = Checkpoint(
-            state_dict=plain_weights(encoder.model, weights),
-            config=encoder.config,
-            preprocess=encoder.preprocess.config,
-            tokenizer=encoder.tokenizer_config,
-            folder=encoder.folder,
-            licence=encoder.card.get("licence"),
-            metadata=card,
-        )
-        write(checkpoint, path, format="diptych")
+    def _plain_weights(self) -> dict[str, Tensor]:
+        return plain_weights(self.encoder.model, self._weights())
+
+    def _export(self, file: str, weights: dict[str, Tensor], **more: Any) -> Path:
+        """A model file in the run's folder; the first rank writes it."""
+        path = self.folder / file
+        if self.world.first:
+            trained = {"steps": self.step, "pairs": self.step * self.config.batch_size, **more}
+            facts = {
+                "training": trained,
+                "data_manifest_sha256": self.feed.manifest_hash,
+                "data_licences": self.feed.pairs.report()["licences"],
+            }
+            write_model(path, self.encoder, weights, name=self.config.name, facts=facts)
+        return path
 
     def _work(self) -> tuple[Work, float | None]:
         """Arithmetic of a step, and the peak of all devices; a CPU's depends on its neighbours."""
@@ -403,7 +396,8 @@ class Run:
             then, now = saved.facts["config"][name], to_dict(self.config)[name]
             if then != now:
                 self.event(f"goes on with {name}={now}, not {then}: sums are rounded differently")
-        self.event(f"goes on from step {self.step}")
+        if self.step < self.steps:
+            self.event(f"goes on from step {self.step}")
 
 
 def _features(model: nn.Module, pieces: list[Piece], autocast: Callable) -> Features:

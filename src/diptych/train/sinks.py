@@ -70,11 +70,14 @@ class Line:
     def __init__(self, terminal: TextIO, *, steps: int, at: int):
         from rich import progress
         from rich.console import Console
+        from rich.table import Column
 
+        # One column, so that on a narrow terminal it is the numbers at the end that are cut.
+        told = "{task.completed:,}/{task.total:,}  {task.fields[left]}  {task.fields[told]}"
+        fits = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            progress.BarColumn(bar_width=16),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[left]}  {task.fields[told]}", markup=False),
+            progress.BarColumn(bar_width=12, table_column=Column(min_width=12, no_wrap=True)),
+            progress.TextColumn(told, markup=False, table_column=fits),
         )
         self._steps, self._at, self._start = steps, at, time.perf_counter()
         self._bar = progress.Progress(
@@ -86,6 +89,10 @@ class Line:
         )
         self._task = self._bar.add_task("", total=steps, completed=at, left="", told="")
         self._bar.start()
+
+    def move(self, step: int) -> None:
+        """One more step is done."""
+        self._bar.update(self._task, completed=step)
 
     def update(self, record: Mapping[str, Any]) -> None:
         """Show the record of a step."""

@@ -111,6 +111,8 @@ class Watch:
         inside += record.get("seconds", 0.0)
         self._window = since, inside
         if not write:
+            if self._line is not None:
+                self._line.move(record["step"])
             return
         now, step = time.perf_counter(), record["step"]
         passed = max(now - self._mark - self._apart, 1e-9)
