@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from killed import alone, checkpoints, log, ranks, saving, step_of, torchrun, two_ranks, wait
+from killed_runs import alone, checkpoints, log, ranks, saving, step_of, torchrun, two_ranks, wait
 from miniature import rows, told
 
 pytestmark = pytest.mark.slow

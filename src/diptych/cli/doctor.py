@@ -18,6 +18,7 @@ EXTRAS = {
     "photos": ("pillow-heif", "rawpy", "av"),
     "ray": ("ray",),
     "search": ("faiss-cpu",),
+    "train": ("tensorboard",),
 }
 VARIABLES = (
     *("DIPTYCH_HOME", "DIPTYCH_CACHE", "DIPTYCH_OFFLINE", "DIPTYCH_MIRROR", "DIPTYCH_THREADS"),
