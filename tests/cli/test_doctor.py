@@ -49,7 +49,7 @@ def test_doctor_data(run, photos, model, own_cache):
     (photos / "b.txt").write_text(" ")
     ran = run("doctor", "data", photos, "--model", model)
     assert ran.code == 1
-    assert "cannot be decoded" in ran.out and "empty caption 1" in ran.out
+    assert "1 decoded, 1 cannot be decoded" in ran.out and "empty caption 1" in ran.out
     found = run("doctor", "data", photos, "--model", model, "--json").records[0]
     assert found["drops"] == {"empty caption": 1, "cannot be decoded": 1}
     assert not found["fit"]

@@ -162,7 +162,7 @@ def _show(found: dict[str, Any]) -> None:
     pictures, captions, twice = found["pictures"], found["captions"], found["duplicates"]
     bad = f"{pictures['bad']:,} cannot be decoded"
     rows = {
-        "pictures": f"{pictures['checked']:,} decoded, {bad}",
+        "pictures": f"{pictures['checked'] - pictures['bad']:,} decoded, {bad}",
         "width": _spread(pictures["width"]),
         "height": _spread(pictures["height"]),
         "captions": f"{captions['number']:,}; {captions['counted']:,} of them counted",
