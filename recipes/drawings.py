@@ -16,7 +16,17 @@ from PIL import Image
 
 from diptych.towers.concepts import COLOURS
 
-__all__ = ["Drawing", "colour_word", "drawings", "on_ground", "on_white"]
+__all__ = [
+    "Drawing",
+    "caption_of",
+    "clip_art",
+    "colour_word",
+    "drawings",
+    "is_small",
+    "on_ground",
+    "on_white",
+    "small",
+]
 
 # Folders of Open Clip Art without things in them; "computer" holds desktop icons.
 _NO_THINGS = frozenset(["shapes", "logos", "signs_and_symbols", "buttons", "geography", "special"])
@@ -42,14 +52,14 @@ def drawings(unpacked: Path) -> list[Drawing]:
     """Every drawing that has a caption of at most 6 words, half of them nouns of WordNet."""
     nouns = {lemma.lower() for noun in wordnet.read(unpacked).values() for lemma in noun.lemmas}
     found = []
-    for path, names in (*_clip_art(unpacked), *_emoji(unpacked)):
-        caption = next((c for name in names if (c := _caption(name, nouns))), None)
-        if caption and _is_small(path):
+    for path, names in (*clip_art(unpacked), *_emoji(unpacked)):
+        caption = next((c for name in names if (c := caption_of(name, nouns))), None)
+        if caption and is_small(path):
             found.append(Drawing(path, caption))
     return found
 
 
-def _caption(name: str, nouns: set[str]) -> str | None:
+def caption_of(name: str, nouns: set[str]) -> str | None:
     name = " ".join(re.sub(r"[^a-z \-]", " ", name.lower().replace("_", " ")).split())
     words = [word for word in name.split() if len(word) > 2]
     known = sum(word in nouns or word.rstrip("s") in nouns for word in words)
@@ -57,7 +67,7 @@ def _caption(name: str, nouns: set[str]) -> str | None:
     return name if good else None
 
 
-def _clip_art(unpacked: Path) -> list[tuple[Path, list[str]]]:
+def clip_art(unpacked: Path) -> list[tuple[Path, list[str]]]:
     """(picture, [title, name of the file])."""
     pictures = unpacked / "openclipart-png/usr/share/openclipart/png"
     sources = unpacked / "openclipart-svg/usr/share/openclipart/svg"
@@ -87,7 +97,7 @@ def _emoji(unpacked: Path) -> list[tuple[Path, list[str]]]:
 
 def on_white(path: Path) -> Image.Image:
     """The drawing, at most 400 px, in the middle of a white square."""
-    image = _small(path)
+    image = small(path)
     side = max(image.size)
     ground = Image.new("RGB", (side, side), (255, 255, 255))
     ground.paste(image, ((side - image.width) // 2, (side - image.height) // 2), image)
@@ -96,7 +106,7 @@ def on_white(path: Path) -> Image.Image:
 
 def on_ground(path: Path, rng: random.Random, side: int = 260) -> Image.Image:
     """The drawing somewhere on a flat, graded or noisy ground of random colours."""
-    image = _small(path)
+    image = small(path)
     if box := image.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox():
         image = image.crop(box)
     scale = rng.uniform(0.5, 0.95) * side / max(image.size)
@@ -118,7 +128,7 @@ def on_ground(path: Path, rng: random.Random, side: int = 260) -> Image.Image:
     return ground
 
 
-def _is_small(path: Path) -> bool:
+def is_small(path: Path) -> bool:
     """Below Pillow's limit of 89 million pixels: one of the drawings has 623 million."""
     try:
         with warnings.catch_warnings(action="error"), Image.open(path):
@@ -127,7 +137,7 @@ def _is_small(path: Path) -> bool:
         return False
 
 
-def _small(path: Path) -> Image.Image:
+def small(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.thumbnail((400, 400))
         return image.convert("RGBA")

@@ -147,7 +147,7 @@ def pack_pairs(found: Iterable[Pair], folder: Path) -> dict[str, int]:
 
 def _on_white(path: Path) -> Image.Image:
     """What is drawn, with a margin of a twentieth, on a white square."""
-    image = drawings._small(path)
+    image = drawings.small(path)
     if box := image.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox():
         image = image.crop(box)
     side = round(max(image.size) * 1.1)

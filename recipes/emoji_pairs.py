@@ -142,17 +142,17 @@ def _keywords(unpacked: Path, picture: Path) -> list[str]:
 
 def _clip_art(unpacked: Path, held_out: set[str]) -> Iterator[Pair]:
     nouns = {lemma.lower() for noun in wordnet.read(unpacked).values() for lemma in noun.lemmas}
-    everything = drawings._clip_art(unpacked)
+    everything = drawings.clip_art(unpacked)
     titles = Counter(names[0] for _, names in everything)
     for path, (title, stem) in everything:
         names = [title, stem] if titles[title] < _CREDIT else [stem]
-        found = [c for name in names if (c := drawings._caption(name, nouns))]
+        found = [c for name in names if (c := drawings.caption_of(name, nouns))]
         words = [word for word in _keywords(unpacked, path) if plain(word) in nouns]
         words = [word for word in _shuffled(words, "") if plain(word) not in held_out]
         found = [c for c in dict.fromkeys(found) if plain(c) not in held_out]
         if found and words:
             found.append(", ".join([found[0], *words[:3]]))
-        if found and drawings._is_small(path):
+        if found and drawings.is_small(path):
             yield Pair(
                 path=path,
                 captions=tuple(found),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import diptych
 from diptych.config import PreprocessConfig
+from diptych.eval import retrieval
 from diptych.towers.concepts import COLOURS
 
 __all__ = ["report"]
@@ -38,10 +39,8 @@ NUM_RESAMPLES = 10_000
 
 def wilson(right: int, n: int) -> str:
     """ "52.1 [42.2, 61.8]": a share in percent with its 95 % interval."""
-    z, p = 1.959964, right / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return f"{100 * p:.1f} [{100 * (middle - half):.0f}, {100 * (middle + half):.0f}]"
+    low, high = retrieval.wilson(right / n, n)
+    return f"{100 * right / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def bootstrap(values: Tensor) -> str:

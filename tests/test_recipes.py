@@ -95,8 +95,8 @@ def test_names_of_files(stem, words):
 
 def test_captions():
     assert photographs._label("A peacock (a male peafowl).") == "peacock"
-    assert drawings._caption("Frog_mascot 12", {"frog", "mascot"}) == "frog mascot"
-    assert drawings._caption("tuxqwe", {"frog"}) is None
+    assert drawings.caption_of("Frog_mascot 12", {"frog", "mascot"}) == "frog mascot"
+    assert drawings.caption_of("tuxqwe", {"frog"}) is None
     assert drawings.colour_word("a red flower") == "red"
     assert drawings.colour_word("red") is None and drawings.colour_word("red and blue car") is None
 

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from diptych import towers
 from diptych.train.accumulate import Piece, backward
-from diptych.train.checks import gradient_error, gradient_warnings, initial_loss, scale_error
+from diptych.train.checks import gradient_error, gradient_warnings, initial_loss
 from diptych.train.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from diptych.train.dryrun import (
     Facts,
@@ -210,17 +210,6 @@ def test_the_common_mistake_is_seen(model, batch):
     assert "off by" in text
     nan = found | {"relative error": math.nan}
     assert gradient_warnings(nan, precision="auto")
-
-
-def test_the_scale_against_a_finite_difference(model, batch):
-    with torch.no_grad():
-        image, text, scale, bias = model(*batch)
-    assert scale_error(softmax, image, text, scale, bias) < 1e-7
-
-    def wrong(image, text, scale, bias):  # counted twice, as accumulation in peers does
-        return softmax(image, text, scale, bias) + (scale - scale.detach())
-
-    assert scale_error(wrong, image, text, scale, bias) > 0.01
 
 
 # --- the whole ---

@@ -6,11 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import worlds
 from miniature import config, pictures, rows
 
 import diptych
 from diptych.errors import ConfigError, DataError
-from diptych.train import train
+from diptych.train import evaluate, train
+from diptych.train.config import EvalConfig
+from diptych.train.world import World
 
 METRICS = ("image_to_text_r1", "text_to_image_r1", "held_out_loss", "pair_cosine_mean")
 
@@ -110,3 +114,19 @@ def test_a_picture_that_cannot_be_decoded_is_left_out(own, tmp_path):
     run = config(own[0], f"evaluate.sources={own[1]}", "steps=1")
     found = train(run, tmp_path / "run")["evaluation"]
     assert found["num_images"] == 5 and found["num_texts"] == 10
+
+
+def one_picture() -> dict[str, float]:
+    """What this rank of two makes of one held-out picture."""
+    image, owner = torch.eye(2)[:1], torch.zeros(1, dtype=torch.int64)
+    evaluate._vectors = lambda *given: (image, image, owner)
+    world = World(rank=dist.get_rank(), size=dist.get_world_size())
+    given = {"world": world, "autocast": None, "loss": None}
+    return evaluate.evaluate(None, None, None, EvalConfig(), **given)
+
+
+def test_fewer_held_out_pictures_than_ranks_end_no_run():
+    """One picture has no loss over two equal shares; the rest is measured."""
+    for found in worlds.run(2, one_picture):
+        assert "held_out_loss" not in found
+        assert found["image_to_text_r1"] == 1.0

@@ -9,13 +9,11 @@ from torch import nn
 import diptych
 from diptych.config import BertConfig, ResNetConfig, TextConfig
 from diptych.errors import ConfigError
-from diptych.model.lora import LoraLinear, merge_lora
 from diptych.train.config import LoraConfig, ModelConfig
 from diptych.train.parts import (
     can_trim,
     distribute,
     drop_patches,
-    plain_weights,
     precision_of,
     prepare,
     set_modes,
@@ -103,19 +101,6 @@ def test_adapters_do_not_move_the_generator():
     torch.manual_seed(3)
     prepared(lora=LoraConfig())
     assert torch.equal(torch.rand(1), expected)
-
-
-def test_plain_weights_are_those_of_a_merged_model():
-    model = prepared(lora=LoraConfig(rank=2, targets=("q_proj", "out_proj")))
-    for part in model.modules():
-        if isinstance(part, LoraLinear):
-            nn.init.normal_(part.up.weight)
-    plain = plain_weights(model, {k: v.clone() for k, v in model.state_dict().items()})
-    merge_lora(model)
-    merged = model.state_dict()
-    assert plain.keys() == merged.keys() == start_encoder(RUN).model.state_dict().keys()
-    for name, tensor in merged.items():
-        torch.testing.assert_close(plain[name], tensor)
 
 
 def test_a_frozen_tower_is_in_evaluation_mode():

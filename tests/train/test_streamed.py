@@ -228,13 +228,13 @@ def losses(data: dict[str, torch.Tensor], room, **process_group) -> dict[str, to
                 options["groups"] = data["groups"] if grouped else None
                 options["negatives"] = data["negatives"].clone().requires_grad_() if hard else None
             value = getattr(room, f"{kind}_loss")(*inputs, **options, **process_group)
-            names = ["image", "text", "scale", "bias"]
             wanted = [x for x in inputs if x.requires_grad]
+            names = ["image", "text", "scale", "bias"][: len(wanted)]
             if options.get("negatives") is not None:
                 names, wanted = ["negatives", *names], [options["negatives"], *wanted]
             case = f"{kind} {scale} {grouped} {hard}"
             found[f"{case} value"] = value.detach()
-            for name, gradient in zip(names, torch.autograd.grad(value, wanted), strict=False):
+            for name, gradient in zip(names, torch.autograd.grad(value, wanted), strict=True):
                 found[f"{case} {name}"] = gradient
     return found
 

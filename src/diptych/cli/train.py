@@ -84,6 +84,8 @@ def train(
         from diptych.train.preview import preview
 
         plan, text = preview(config, device=device, price=price, watts=watts)
+        if not _is_first():
+            return
         emit(plan) if as_json else click.echo(text)
         return
     _train(config, out, device, as_json)
@@ -98,14 +100,14 @@ def _train(config: TrainConfig, out: Path, device: str, as_json: bool) -> None:
 
     keep_memory()  # the process is ours
 
-    if not sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+    if not sys.stderr.isatty() and _is_first():
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         summary = run(config, out, device=device)
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
         sys.exit(stopped.code)
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_first():
         return
     if as_json:
         emit(summary)
@@ -116,6 +118,11 @@ def _train(config: TrainConfig, out: Path, device: str, as_json: bool) -> None:
         click.echo(f"  not used: {count} ({reason})")
     click.echo(f"  report: {out / 'report.html'}")
     click.echo(f"  to use it: diptych search WORDS PHOTOS --model {summary['model']}")
+
+
+def _is_first() -> bool:
+    """Whether this rank of a run talks to people."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _is_recipe(text: str) -> bool:

@@ -187,23 +187,21 @@ class Order:
         mates = [
             i for i, (s, w, r) in enumerate(found) if (s, w, r.epoch) == (stream, window, epoch)
         ]
-        taken = {batch.refs[i][:3] for i in mates}
-        inside = self._in_window(stream, epoch, window)
-        units = self._streams[stream]
-        free = [
-            (int(unit), int(at))
-            for unit, at in zip(*inside, strict=True)
-            if (int(units.sources[unit]), int(units.shards[unit]), int(at)) not in taken
-        ]
+        inside, known = self._in_window(stream, epoch, window), self._streams[stream]
+        columns = [known.sources[inside[0]], known.shards[inside[0]], inside[1]]
+        taken = np.array([batch.refs[i][:3] for i in mates])
+        shape = [int(column.max()) + 1 for column in columns]  # a window may hold a million
+        one = np.ravel_multi_index(columns, shape)
+        free = np.flatnonzero(~np.isin(one, np.ravel_multi_index(taken.T, shape)))
         mixed = _permutation(len(free), self.seed, _STAND_IN, position.batch, stream, window)
         own = mixed[mates.index(row) :: len(mates)][:TRIES].tolist()
         if len(own) < TRIES:  # a small window: some that other rows may take as well
             start = int(hashed(self.seed, _STAND_IN, position.batch, row) % max(len(free), 1))
             more = [*range(start, len(free)), *range(start)]
             own += [i for i in more if i not in own][: TRIES - len(own)]
-        if free:
-            chosen = np.array([free[i] for i in own])
-            return self._refs(stream, chosen[:, 0], chosen[:, 1], epoch)
+        if len(free):
+            chosen = free[own]
+            return self._refs(stream, inside[0][chosen], inside[1][chosen], epoch)
         others = [batch.refs[i] for i in mates if i != row]  # the batch holds the whole window
         return (others[mates.index(row) :] + others)[:TRIES]
 

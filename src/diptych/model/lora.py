@@ -5,7 +5,6 @@ LoRA: Hu et al., arXiv 2106.09685. WiSE-FT: Wortsman et al., arXiv 2109.01903; s
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from diptych.errors import CheckpointError, ConfigError
@@ -36,13 +35,14 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: tuple[str, .
         model.set_submodule(name, LoraLinear(linear[name], rank, alpha))
 
 
-@torch.no_grad()
-def merge_lora(model: nn.Module) -> None:
-    """Fold the adapters into their layers: the names and shapes of the plain model again."""
-    for name, m in list(model.named_modules()):
+def merged(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state of `model` with the adapters folded into their layers: that of the plain model."""
+    plain = dict(tensors)
+    for name, m in model.named_modules():
         if isinstance(m, LoraLinear):
-            m.base.weight += m.scale * (m.up.weight @ m.down.weight)
-            model.set_submodule(name, m.base)
+            up, down = (plain.pop(f"{name}.{side}.weight") for side in ("up", "down"))
+            plain[f"{name}.base.weight"] = plain[f"{name}.base.weight"] + m.scale * (up @ down)
+    return {key.replace(".base.", "."): tensor for key, tensor in plain.items()}
 
 
 def interpolate(start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> dict:

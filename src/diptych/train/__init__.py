@@ -3,6 +3,14 @@
     from diptych.train import TrainConfig, train
     train(TrainConfig(data=DataConfig(sources=(Source(path="captions.csv"),)), epochs=5), "run")
 
+Where the next one goes:
+
+- A loss: its readable form in `model.loss`, its derivative of a tile in `streamed`, a kind in
+  `config.LossConfig`, its case in `losses.build_loss`.
+- An optimiser or a schedule: a kind in `config`, its case in `optim` or `schedule`.
+- A setting: a field in `config`; `--set`, the saved config and the dry run know it from there.
+- A form of pairs: `data.lists` or `data.sources`. A metric: `eval`.
+
 Nothing heavy is imported until one of these names is used.
 """
 

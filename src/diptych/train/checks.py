@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["gradient_error", "gradient_warnings", "initial_loss", "scale_error"]
-
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+__all__ = ["gradient_error", "gradient_warnings", "initial_loss"]
 
 LOSS_OFF = 0.05  # share of ln N by which a random model's first loss may be off
 # largest relative error of the gradient of pieces; "auto" may be bf16
@@ -106,18 +103,3 @@ def gradient_warnings(found: Mapping[str, Any], *, precision: str) -> list[str]:
         f"{most:.0e} in {precision}), most in {found['worst parameter']}: batch norm sees pieces, "
         "or a part of the model draws random numbers of its own"
     ]
-
-
-def scale_error(
-    loss: Loss, image_features: Tensor, text_features: Tensor, scale: Tensor, bias: Tensor | None
-) -> float:
-    """Relative error of the log scale's gradient against a central difference, in float64."""
-    image, text = image_features.detach().double(), text_features.detach().double()
-    bias = None if bias is None else bias.detach().double()
-    at = scale.detach().double().requires_grad_()
-    (exact,) = torch.autograd.grad(loss(image, text, at, bias), at)
-    step = 1e-5
-    with torch.no_grad():
-        high, low = (loss(image, text, at + d, bias) for d in (step, -step))
-    measured = (high - low) / (2 * step)
-    return float((exact - measured).abs() / measured.abs().clamp(min=1e-12))

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from diptych.engine import Encoder
 from diptych.errors import ConfigError
 from diptych.preprocess.augment import Augment
 from diptych.preprocess.batch import collate
-from diptych.tokenizer import TextTokenizer
 from diptych.tokenizer import build as build_tokenizer
 from diptych.train.accumulate import Piece
 from diptych.train.config import Stage, TrainConfig
@@ -28,17 +28,7 @@ from diptych.train.parts import can_trim
 from diptych.train.world import World
 from diptych.zoo.cache import cache_folder
 
-__all__ = ["Feed", "Tokens", "pieces_of"]
-
-
-class Tokens:
-    """Texts -> (ids, lengths); what is too long is cut. Picklable."""
-
-    def __init__(self, tokenizer: TextTokenizer):
-        self.tokenizer = tokenizer
-
-    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        return tuple(self.tokenizer.tokenize(texts, truncate="silent"))
+__all__ = ["Feed", "pieces_of"]
 
 
 class Feed:
@@ -121,12 +111,12 @@ class Feed:
         """This rank's batches from `position` on."""
         self.close()
         pixels, tokens = self.settings(stage)
-        config = self.config
+        tokenizer, config = build_tokenizer(tokens, self.encoder.folder), self.config
         found = self.pairs.batches(
             position,
             batch_size=config.batch_size,
             image=Augment(pixels, config.data.augment, self.encoder.mode),
-            tokenize=Tokens(build_tokenizer(tokens, self.encoder.folder)),
+            tokenize=partial(tokenizer.tokenize, truncate="silent"),
             rank=self.world.rank,
             world=self.world.size,
             workers=self._workers(),

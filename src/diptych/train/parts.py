@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from diptych.engine import Encoder, build, load
 from diptych.engine.device import has_fast_bf16
 from diptych.errors import ConfigError, nearest
 from diptych.model import CLIP
-from diptych.model.lora import LoraLinear, add_lora
+from diptych.model.lora import add_lora
 from diptych.train.config import ModelConfig, TrainConfig
 from diptych.train.world import World
 
@@ -34,7 +34,6 @@ __all__ = [
     "distribute",
     "drop_patches",
     "like",
-    "plain_weights",
     "precision_of",
     "prepare",
     "set_modes",
@@ -215,15 +214,3 @@ def can_trim(text: Any) -> bool:
         case BertConfig():
             return text.pad_id is not None
     return False
-
-
-def plain_weights(model: CLIP, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors`, which are a state of `model`, with its adapters folded into their layers."""
-    plain = dict(tensors)
-    for name, part in model.named_modules():
-        if isinstance(part, LoraLinear):
-            down, up = (plain.pop(f"{name}.{side}.weight") for side in ("down", "up"))
-            plain[f"{name}.weight"] = plain.pop(f"{name}.base.weight") + part.scale * (up @ down)
-            if part.base.bias is not None:
-                plain[f"{name}.bias"] = plain.pop(f"{name}.base.bias")
-    return plain

@@ -14,12 +14,13 @@ from typing import Any
 
 from diptych.engine import page
 from diptych.errors import TrainError
+from diptych.eval import less_is_better
 from diptych.eval.chart import Curve, chart, number
 from diptych.eval.retrieval import wilson
 from diptych.train.sinks import duration
 from diptych.train.watch import METRICS, SUMMARY, read_metrics
 
-__all__ = ["less_is_better", "write_report"]
+__all__ = ["write_report"]
 
 CONFIG, DATA, REPORT = "config.json", "data.json", "report.html"
 SILENT = 300  # seconds after which a run without a summary is said to be silent
@@ -217,11 +218,6 @@ def _evaluations(evaluations: Sequence[Row]) -> str:
         '<p class="quiet">Ties count against the model. Intervals are Wilson’s, as if all trials '
         "were independent; captions of one image are not.</p></section>"
     )
-
-
-def less_is_better(key: str) -> bool:
-    """Whether a smaller value of this metric is a better one."""
-    return key.endswith(("rank", "loss", "gap")) or key.startswith(("alignment", "uniformity"))
 
 
 def _is_share(key: str) -> bool:

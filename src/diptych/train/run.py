@@ -21,8 +21,9 @@ from diptych.config import ViTConfig, to_dict
 from diptych.data.order import Position
 from diptych.engine import load
 from diptych.errors import ConfigError, DiptychError, TrainError
+from diptych.eval import less_is_better
 from diptych.model import CLIP, Features
-from diptych.model.lora import interpolate
+from diptych.model.lora import interpolate, merged
 from diptych.towers import outline
 from diptych.train import state
 from diptych.train.accumulate import Piece, whole_model
@@ -38,13 +39,12 @@ from diptych.train.parts import (
     distribute,
     drop_patches,
     like,
-    plain_weights,
     precision_of,
     prepare,
     set_modes,
     start_encoder,
 )
-from diptych.train.report import less_is_better, write_report
+from diptych.train.report import write_report
 from diptych.train.resume import alone, same_data, same_settings, settled
 from diptych.train.streamed import check_negatives
 from diptych.train.watch import Watch
@@ -286,7 +286,7 @@ class Run:
         return state.full(self.model_inside.state_dict())
 
     def _plain_weights(self) -> dict[str, Tensor]:
-        return plain_weights(self.encoder.model, self._weights())
+        return merged(self.encoder.model, self._weights())
 
     def _export(self, file: str, weights: dict[str, Tensor], **more: Any) -> Path:
         """A model file in the run's folder; the first rank writes it."""

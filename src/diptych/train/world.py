@@ -66,14 +66,6 @@ class World:
         dist.all_gather_object(found, thing)
         return found
 
-    def from_first(self, thing: Any) -> Any:
-        """The first rank's `thing`, on every rank."""
-        if self.size == 1:
-            return thing
-        found = [thing]
-        dist.broadcast_object_list(found, src=0, device=self.device)
-        return found[0]
-
 
 @contextlib.contextmanager
 def world(device: str = "auto", *, timeout: float = 600.0) -> Iterator[World]:
