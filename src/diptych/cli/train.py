@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from diptych.cli.common import emit, json_option
+from diptych.cli.main import printable
+from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
     from diptych.train.config import TrainConfig
@@ -107,6 +109,14 @@ def _train(config: TrainConfig, out: Path, device: str, as_json: bool) -> None:
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
         sys.exit(stopped.code)
+    except DiptychError as error:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        # Where another rank was lost, taking gloo down can wait for it without end.
+        click.echo(f"Error: {printable(str(error))}", err=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
     if not _is_first():
         return
     if as_json:
@@ -131,7 +141,6 @@ def _is_recipe(text: str) -> bool:
 
 def _made_by(recipe: str) -> TrainConfig:
     """What the function of "FILE.py:FUNCTION" returns; by default the one named like the file."""
-    from diptych.errors import DiptychError
     from diptych.train.config import TrainConfig
 
     file, _, wanted = recipe.partition(":")
