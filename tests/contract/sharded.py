@@ -1,10 +1,6 @@
-"""Run by test_compile.py: FSDP2 on two gloo ranks against one process. python sharded.py FILE"""
-
-import sys
+"""What test_compile.py runs on two gloo ranks: FSDP2 against one process."""
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -41,9 +37,7 @@ def build() -> torch.nn.Module:
     return towers.build(CONFIG)
 
 
-def rank(index: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=index, world_size=2)
+def compare() -> None:
     mesh = init_device_mesh("cpu", (2,))
     expected = step(build())
     for checkpointing in (False, True):
@@ -58,8 +52,3 @@ def rank(index: int, store: str) -> None:
         for name, tensor in expected.items():
             difference = (got[name] - tensor).abs().max()
             assert difference <= 1e-6 + 1e-5 * tensor.abs().max(), (name, difference)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    mp.spawn(rank, args=(sys.argv[1],), nprocs=2)

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "train")]
+import sharded  # noqa: E402
+import worlds  # noqa: E402
 
 
 @pytest.mark.parametrize("what", ["compile", "export"])
@@ -14,8 +17,8 @@ def test_the_model_is_one_graph(what):
     run(HERE / "compiled.py", what)
 
 
-def test_fsdp2_on_two_ranks_equals_one_process(tmp_path):
-    run(HERE / "sharded.py", tmp_path / "store")
+def test_fsdp2_on_two_ranks_equals_one_process():
+    worlds.run(2, sharded.compare)
 
 
 def run(*command):
