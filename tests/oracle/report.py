@@ -77,6 +77,11 @@ SECTIONS = {
         "The vector of an input among 63 others, against the same input alone and among 15 others "
         "in another order: largest absolute difference in float32, 1 - cosine in bfloat16."
     ),
+    "Metrics": (
+        "Figures of evaluations on the same random scores, labels and differences, which are made "
+        "so that a model is sometimes too sure and sometimes not sure enough: largest absolute "
+        "difference, unless the row says that it is relative or counts."
+    ),
 }
 
 INTRODUCTION = f"""\
