@@ -70,7 +70,7 @@ def test_nothing_done(run, model, tmp_path, photos):
         (["--labels", " , ,"], "no labels"),
         ([], "no labels"),
         (["--labels", "@nowhere.txt"], "nowhere.txt: No such file"),
-        (["--labels", "a,b", "--templates", "fotos"], "Nearest: photo"),
+        (["--labels", "a,b", "--templates", "fotos"], "Nearest: food, photo"),
         (["--labels", "a,b", "--top", "0"], "--top must be at least 1"),
         (["--label", os.fsdecode(b"caf\xe9")], "is not UTF-8"),
         (["--labels", "a,b", "--precision", "int4"], "'int4' is not one of"),

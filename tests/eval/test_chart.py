@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.eval.chart import Curve, chart, is_wide, number, ticks
+from diptych.errors import DataError
+from diptych.eval.chart import Curve, Dots, chart, is_wide, number, scatter, ticks
 
 
 def svg(figure: str) -> ET.Element:
@@ -110,3 +111,24 @@ def test_any_numbers_make_a_picture(ys):
 def test_short_numbers():
     shown = [number(v) for v in (0, 1.0, 0.5, 1234, 20000, 1.2e6, 3e9, 1.25e-4, -5e-7)]
     assert shown == ["0", "1", "0.5", "1234", "20k", "1.2M", "3G", "1.25e-4", "-5e-7"]
+
+
+def test_scatter_shows_points_line_and_names():
+    html = scatter(
+        [
+            Dots(name="others <b>", points=[(1.0, 2.0, "one & two"), (3.0, 4.0, "three")]),
+            Dots(name="this", points=[(2.0, 5.0, "this")], large=True),
+        ],
+        title="t",
+        x_name="x",
+        y_name="y",
+        line=[(-100.0, 0.0), (1.0, 2.0), (3.0, 4.0)],
+        line_name="the line",
+    )
+    assert html.count("<circle") == 3
+    assert "one &amp; two: 1, 2" in html
+    assert "others &lt;b&gt;" in html
+    assert html.count("stroke-dasharray") == 1
+    assert scatter([Dots(name="n", points=[])], title="t", x_name="x", y_name="y") == ""
+    with pytest.raises(DataError, match="not finite"):
+        scatter([Dots(name="n", points=[(math.nan, 0.0, "")])], title="t", x_name="x", y_name="y")

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diptych.engine.page import text
+from diptych.errors import DataError
 
-__all__ = ["Curve", "chart", "is_wide", "number", "ticks"]
+__all__ = ["Curve", "Dots", "chart", "is_wide", "number", "scatter", "ticks"]
 
 WIDTH, HEIGHT = 460, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 26, 14, 34
@@ -31,6 +32,15 @@ class Curve:
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dots:
+    """Points of one kind: (x, y, what it is); `large` for the few that the picture is about."""
+
+    name: str
+    points: Sequence[tuple[float, float, str]]
+    large: bool = False
 
 
 def chart(
@@ -66,14 +76,68 @@ def chart(
     lost = sum(y is not None and not math.isfinite(y) for c in curves for y in c.y)
     notes = ["logarithmic"] if axis_y.log else []
     notes += [f"not finite: {lost:,}"] if lost else []
-    name = text(f"{title}{f' ({unit})' if unit else ''}")
+    return _figure(f"{title}{f' ({unit})' if unit else ''}", parts, _legend(drawn), notes)
+
+
+def scatter(
+    dots: Sequence[Dots],
+    *,
+    title: str,
+    x_name: str,
+    y_name: str,
+    line: Sequence[tuple[float, float]] = (),
+    line_name: str = "",
+) -> str:
+    """A figure of points and a line through them; "" if there is no point.
+
+    Each point says what it is when the pointer rests on it.
+
+    Args:
+        line: its corners, from left to right; beyond the points it is not drawn.
+
+    Raises:
+        DataError: a number that is not finite.
+    """
+    everything = [(x, y) for group in dots for x, y, _ in group.points]
+    if not all(math.isfinite(v) for point in (*everything, *line) for v in point):
+        raise DataError(f"{title}: a point is not finite")
+    if not everything:
+        return ""
+    axis_x = _Axis.over([x for x, _ in everything], log=False, zero=False)
+    axis_y = _Axis.over([y for _, y in everything], log=False, zero=False)
+    parts = [_grid(axis_x, axis_y, x_name)]
+    inside = [
+        (x, y) for x, y in line if axis_x.low <= x <= axis_x.high and axis_y.low <= y <= axis_y.high
+    ]
+    if len(inside) > 1:
+        path = "L".join(f"{_at_x(axis_x, x):.1f} {_at_y(axis_y, y):.1f}" for x, y in inside)
+        dash = 'stroke="var(--quiet)" stroke-dasharray="5 4"'
+        parts.append(
+            f'<path d="M{path}" fill="none" {dash}><title>{text(line_name)}</title></path>'
+        )
+    legend = []
+    for i, group in enumerate(dots):
+        colour, size = COLOURS[i % len(COLOURS)], 5.5 if group.large else 3
+        for x, y, what in group.points:
+            where = f'cx="{_at_x(axis_x, x):.1f}" cy="{_at_y(axis_y, y):.1f}"'
+            parts.append(
+                f'<circle {where} r="{size}" fill="{colour}" opacity=".8">'
+                f"<title>{text(what)}: {number(x)}, {number(y)}</title></circle>"
+            )
+        legend.append(_key(colour, group.name, ""))
+    notes = [f"upwards: {y_name}"] + ([f"dashed: {line_name}"] if line_name else [])
+    return _figure(title, parts, "".join(legend), notes)
+
+
+def _figure(title: str, parts: Sequence[str], legend: str, notes: Sequence[str]) -> str:
+    name = text(title)
     return (
         '<figure style="padding:12px;background:var(--card);border:1px solid var(--line);'
         f'border-radius:10px"><h3>{name}</h3>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}" '
         'style="width:100%;height:auto;display:block" font-size="12" fill="var(--quiet)">'
-        f"{''.join(parts)}</svg><figcaption>{_legend(drawn)}"
-        f'<span class="quiet">{", ".join(notes)}</span></figcaption>'
+        f"{''.join(parts)}</svg><figcaption>{legend}"
+        f'<span class="quiet">{text(", ".join(notes))}</span></figcaption>'
         "</figure>"
     )
 
@@ -233,11 +297,14 @@ def _line(curve: Curve, axis_x: _Axis, axis_y: _Axis, colour: str) -> str:
 
 
 def _legend(drawn: Sequence[tuple[Curve, list[tuple[float, float]]]]) -> str:
-    shown = []
-    for i, (curve, points) in enumerate(drawn):
-        colour = COLOURS[i % len(COLOURS)]
-        shown.append(
-            f'<span style="white-space:nowrap;margin-right:1.2em"><b style="color:{colour}">'
-            f"&#9632;</b> {text(curve.name)} <b>{number(points[-1][1])}</b></span> "
-        )
-    return "".join(shown)
+    return "".join(
+        _key(COLOURS[i % len(COLOURS)], curve.name, number(points[-1][1]))
+        for i, (curve, points) in enumerate(drawn)
+    )
+
+
+def _key(colour: str, name: str, value: str) -> str:
+    return (
+        f'<span style="white-space:nowrap;margin-right:1.2em"><b style="color:{colour}">'
+        f"&#9632;</b> {text(name)}{f' <b>{value}</b>' if value else ''}</span> "
+    )
