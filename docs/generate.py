@@ -23,7 +23,7 @@ END = "<!-- end of map -->"
 
 # Top to bottom as in the layers: a room imports only what stands below it.
 ROOMS = (
-    *("cli", "compat", "search", "train", "eval", "engine", "zoo", "towers"),
+    *("cli", "compat", "search", "judge", "train", "eval", "engine", "zoo", "towers"),
     *("model", "tokenizer", "preprocess", "data"),
 )
 

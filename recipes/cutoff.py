@@ -36,7 +36,7 @@ import photographs
 import torch
 
 import diptych
-from diptych.search.relevance import STRICTNESS, Relevance, background_texts
+from diptych.engine.relevance import STRICTNESS, Relevance, background_texts
 
 TOP = 10
 SALTS = range(5)
@@ -396,7 +396,7 @@ def _unpacked(folder: Path) -> Path:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def words(folder: Path) -> None:
-    """Print the general words, as search/relevance.py holds them."""
+    """Print the general words, as engine/relevance.py holds them."""
     for name, some in kin.most_tagged(_unpacked(folder), 20).items():
         print(f'    "{name}": "{", ".join(some)}",')
 
@@ -410,7 +410,7 @@ def evaluate(folder: Path, *, last: bool) -> None:
     unpacked = _unpacked(folder)
     listed = [word for some in kin.most_tagged(unpacked, 20).values() for word in some]
     kept = [text.removeprefix("a photo of a ").rstrip(".") for text in background_texts()]
-    assert kept == listed, "the words in search/relevance.py are not those of WordNet"
+    assert kept == listed, "the words in engine/relevance.py are not those of WordNet"
     enc = diptych.load("mini", device="cpu", precision="fp32")
     it = read(enc, unpacked, "tuxpaint")
     print(f"# Tux Paint, mini {enc.fingerprint[:16]}\n")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import diptych
 from diptych.config import PreprocessConfig
-from diptych.eval import retrieval
+from diptych.eval import uncertainty
 from diptych.towers.concepts import COLOURS
 
 __all__ = ["report"]
@@ -39,7 +39,7 @@ NUM_RESAMPLES = 10_000
 
 def wilson(right: int, n: int) -> str:
     """ "52.1 [42.2, 61.8]": a share in percent with its 95 % interval."""
-    low, high = retrieval.wilson(right / n, n)
+    low, high = uncertainty.wilson(right / n, n)
     return f"{100 * right / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 

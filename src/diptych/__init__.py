@@ -11,13 +11,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diptych import compat, search, zoo
+    from diptych import compat, eval, judge, search, zoo
     from diptych.engine import Batch, Encoder, build, load
     from diptych.zoo import list_models
 
-__all__ = ["Batch", "Encoder", "build", "compat", "list_models", "load", "search", "zoo"]
+__all__ = [
+    "Batch",
+    "Encoder",
+    "build",
+    "compat",
+    "eval",
+    "judge",
+    "list_models",
+    "load",
+    "search",
+    "zoo",
+]
 
-_ROOMS = ("compat", "search", "zoo")
+_ROOMS = ("compat", "eval", "judge", "search", "zoo")
 _WHERE = {
     "Batch": "diptych.engine",
     "Encoder": "diptych.engine",

@@ -9,6 +9,7 @@ import torch
 from diptych.config import PreprocessConfig
 from diptych.engine import neighbours as module
 from diptych.engine.neighbours import (
+    between,
     hamming,
     leaders,
     neighbours,
@@ -54,6 +55,21 @@ def test_pairs_are_those_of_float64(monkeypatch, dtype, threshold, tile):
     found, expected = listed(neighbours(vectors, threshold=threshold)), exact(vectors, threshold)
     assert found.keys() == expected.keys()
     assert found and all(abs(found[p] - expected[p]) < 1e-6 for p in found)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.9])
+@pytest.mark.parametrize("tile", [7, 4096])
+def test_pairs_between_two_sets_are_those_within_both(monkeypatch, threshold, tile):
+    monkeypatch.setattr(module, "_TILE", tile)
+    monkeypatch.setattr(module, "_PAIRS", 50)
+    vectors = clustered(150)
+    vectors[3] = 0
+    found = listed(between(vectors[:60], vectors[60:], threshold=threshold))
+    expected = {(i, j - 60): c for (i, j), c in exact(vectors, threshold).items() if i < 60 <= j}
+    assert found == pytest.approx(expected, abs=1e-7)
+    assert len(found) > 20
+    with pytest.raises(ConfigError, match="one space"):
+        list(between(vectors, vectors[:, 1:], threshold=0.5))
 
 
 def test_a_threshold_between_two_cosines_that_float32_cannot_tell_apart():

@@ -44,6 +44,11 @@ SECTIONS = {
         "|g - g'| / (|g'| + 0.001 |G|), where g' is the peer's gradient of that parameter and G "
         "all of them together (Euclidean norms)."
     ),
+    "Prompts and class names": (
+        "Templates and names that are data of this package, against those in the peers; the figure "
+        "counts what differs. And the classifiers that are made of them: largest difference of any "
+        "component, on identical weights."
+    ),
     "Losses": "Contrastive losses: value and gradients, relative to the largest number of each.",
     "Exact gradients": (
         "One training step over several ranks (gloo, DDP) and pieces (accumulation), with half of "

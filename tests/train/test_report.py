@@ -9,7 +9,7 @@ import pytest
 
 from diptych.config import to_dict
 from diptych.errors import TrainError
-from diptych.eval.retrieval import wilson
+from diptych.eval.uncertainty import wilson
 from diptych.train.config import TrainConfig
 from diptych.train.report import write_report
 

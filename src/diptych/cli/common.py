@@ -31,39 +31,47 @@ offline_option = click.option(
 
 
 def model_options(command: Callable) -> Callable:
-    """--model, --config, --device, --precision, --mode, --offline."""
-    for option in reversed(
-        [
-            click.option(
-                "--model",
-                default=DEFAULT_MODEL,
-                show_default=True,
-                help="A name of `diptych models list`, a file or folder, or hf:org/name.",
-            ),
-            click.option(
-                "--config",
-                help="For a file of bare weights: the name of the model it belongs to.",
-            ),
-            click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps."),
-            click.option(
-                "--precision",
-                type=click.Choice(["auto", "fp32", "bf16"]),
-                default="auto",
-                show_default=True,
-                help="auto: bf16 where the CPU multiplies it and the towers bear it.",
-            ),
-            click.option(
-                "--mode",
-                type=click.Choice(["right", "original"]),
-                default="right",
-                show_default=True,
-                help="right: EXIF, 16 bits and alpha are honoured. original: the publisher's bits.",
-            ),
-            offline_option,
-        ]
-    ):
-        command = option(command)
-    return command
+    """--model and the `running_options`."""
+    option = click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="A name of `diptych models list`, a file or folder, or hf:org/name.",
+    )
+    return option(running_options()(command))
+
+
+def running_options(*, mode: Mode = "right") -> Callable[[Callable], Callable]:
+    """--config, --device, --precision, --mode, --offline: how a model is opened and run."""
+    options = [
+        click.option(
+            "--config",
+            help="For a file of bare weights: the name of the model it belongs to.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16"]),
+            default="auto",
+            show_default=True,
+            help="auto: bf16 where the CPU multiplies it and the towers bear it.",
+        ),
+        click.option(
+            "--mode",
+            type=click.Choice(["right", "original"]),
+            default=mode,
+            show_default=True,
+            help="right: EXIF, 16 bits and alpha are honoured. original: the publisher's bits.",
+        ),
+        offline_option,
+    ]
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 collection_option = click.option(

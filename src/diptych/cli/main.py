@@ -10,6 +10,7 @@ from diptych.errors import DiptychError, nearest
 
 # verb: (where it lives, its line in the list of verbs)
 VERBS = {
+    "anomaly": ("diptych.cli.anomaly:anomaly", "Find what is damaged, and where on the picture."),
     "classify": ("diptych.cli.classify:classify", "Say which labels fit each image."),
     "curate": ("diptych.cli.curate:curate", "Build data sets: pack pairs into shards."),
     "demo": ("diptych.cli.demo:demo", "See what the model makes of photos, on one page."),
@@ -19,9 +20,13 @@ VERBS = {
         "Show what is installed, or what is wrong with data.",
     ),
     "embed": ("diptych.cli.embed:embed", "Write the vectors of images, texts or whole data sets."),
+    "eval": ("diptych.cli.eval:eval_", "Measure models on data sets, and compare two."),
     "index": ("diptych.cli.index:index", "Index folders of pictures, or bring them up to date."),
     "models": ("diptych.cli.models:models", "List, show, check and convert models."),
+    "moderate": ("diptych.cli.moderate:moderate", "Judge pictures by a policy of sentences."),
+    "score": ("diptych.cli.score:score", "Say how well captions fit, or how pictures look."),
     "search": ("diptych.cli.search:search", "Find the images that fit words, or another image."),
+    "tag": ("diptych.cli.tag:tag", "Say which labels of a vocabulary hold for each picture."),
     "train": ("diptych.cli.train:train", "Train or fine-tune a model on pictures with captions."),
 }
 

@@ -144,9 +144,9 @@ def _ask(
     **rest: Any,
 ) -> None:
     """The collection's answer."""
+    from diptych.engine.relevance import STRICTNESS
     from diptych.search.collection import Collection
     from diptych.search.filters import Filters
-    from diptych.search.relevance import STRICTNESS
 
     box = rest.pop("box")
     loading = {name: rest.pop(name) for name in ("device", "precision", "offline")}

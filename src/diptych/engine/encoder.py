@@ -160,7 +160,7 @@ class Encoder:
             )
         items = enumerate(image for _, image in sources(images))
         keys, rows, errors = [], [], {}
-        for batch in self._batches(items):
+        for batch in self.stream_pairs(items):
             if batch.errors and on_error == "raise":
                 raise batch.errors[min(batch.errors)]
             errors |= batch.errors
@@ -215,7 +215,7 @@ class Encoder:
         A folder is walked in sorted order. Files are decoded in threads beside the model
         (`DIPTYCH_THREADS`). Each failure is named in the batch it came with.
         """
-        for batch in self._batches(sources(images)):
+        for batch in self.stream_pairs(sources(images)):
             yield batch._replace(vectors=_output(batch.vectors, out))
 
     def encode_video(
@@ -252,7 +252,8 @@ class Encoder:
             rows.append(self.run_image(collate(pixels)))
         return _output(torch.cat(rows), out), np.array(seconds)
 
-    def _batches(self, items: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
+    def stream_pairs(self, items: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
+        """`stream` of (key, image) pairs, under the caller's keys; vectors are tensors."""
         keys, pixels, errors = [], [], {}
 
         def batch() -> Batch:

@@ -30,6 +30,7 @@ __all__ = [
     "DUPLICATE_COSINE",
     "DUPLICATE_HAMMING",
     "Pairs",
+    "between",
     "hamming",
     "leaders",
     "neighbours",
@@ -135,6 +136,32 @@ def neighbours(
                     yield Pairs(*some)
         if progress is not None:
             progress(min(start + _TILE, len(vectors)))
+
+
+def between(
+    vectors: Float[np.ndarray, "n e"], others: Float[np.ndarray, "m e"], *, threshold: float
+) -> Iterator[Pairs]:
+    """As `neighbours`, of pairs (i, j) of a row of `vectors` and a row of `others`.
+
+    Raises:
+        ConfigError: a threshold outside (0, 1], or matrices that are not of one space.
+    """
+    _check(vectors, threshold)
+    _check(others, threshold)
+    if vectors.shape[1] != others.shape[1]:
+        raise ConfigError(
+            f"vectors {list(vectors.shape)} and {list(others.shape)} are not of one space. "
+            "Make both with the same model."
+        )
+    for start in range(0, len(vectors), _TILE):
+        left = _Block.of(vectors[start : start + _TILE])
+        for other in range(0, len(others), _TILE):
+            right = _Block.of(others[other : other + _TILE])
+            rows, columns = _near(left, right, threshold)
+            for first in range(0, len(rows), _PAIRS):
+                i, j = rows[first : first + _PAIRS], columns[first : first + _PAIRS]
+                cosines = _cosines(left, i, right, j).astype(np.float32)
+                yield Pairs(start + i, other + j, cosines)
 
 
 def leaders(

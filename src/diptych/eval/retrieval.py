@@ -1,49 +1,59 @@
-"""What ranks tell: retrieval with several captions an image, zero-shot accuracy, and an interval.
+"""What ranks tell: retrieval with several captions an image, languages, videos; zero-shot accuracy.
 
 - A rank is 1 + the number of wrong answers that score at least as well: a tie counts against the
   model, so a model whose vectors are all the same finds nothing. Peers take the first of equals,
   which is the right one wherever the right one stands first.
 - R@k (Karpathy and Fei-Fei, arXiv 1412.2306): from an image, whether any of its captions is among
   the first k; from a text, whether its image is.
-- A score is a float64 product rounded once to float32. So it depends on neither the block nor the
-  rank it was computed in, and two copies of a vector tie. Nothing of n x m numbers is held.
+- A score is a float64 product rounded once to float32: it depends on neither the block nor the
+  rank it was computed in, and two copies of a vector tie.
+- Vectors may be memory-mapped; nothing of n x m numbers is held. 100,000 images and 500,000 texts
+  are measured in benchmarks/results/retrieval_large.txt.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.errors import DataError
+from diptych.eval.ranking import check_finite, on_host, stronger
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["retrieval", "wilson", "zero_shot"]
+__all__ = ["by_language", "mean_frames", "ranks", "retrieval", "zero_shot"]
 
 Reduce = Callable[[Tensor], Tensor]
 
-_ROWS, _COLUMNS = 1024, 4096  # of a block of scores: 32 MB in float64
+_ROWS = 1024  # images compared with all classes at once
+_FRAMES = 65536  # averaged at once
 _KS = (1, 5, 10)
 
 
 def retrieval(
-    image_vectors: Float[Tensor, "n e"],
-    text_vectors: Float[Tensor, "m e"],
+    image_vectors: Float[Tensor, "n e"] | Float[np.ndarray, "n e"],
+    text_vectors: Float[Tensor, "m e"] | Float[np.ndarray, "m e"],
     image_of_text: Int[Tensor, " m"],
     *,
     rank: int = 0,
     world: int = 1,
     reduce: Reduce | None = None,
 ) -> dict[str, float]:
-    """R@1, R@5, R@10 and the mean and median rank, from images to texts and back.
+    """R@1, R@5, R@10, mean and median rank and mAP, from images to texts and back.
+
+    mAP is the mean over queries of the average precision: the mean, over a query's right answers,
+    of the share of right ones down to each of them. A text has one right answer: its average
+    precision is 1 / rank.
 
     Args:
-        image_vectors: unit rows, on any device. An image without a caption only stands in the way.
+        image_vectors: unit rows of any float type, on any device or memory-mapped. An image
+            without a caption only stands in the way.
         text_vectors: unit rows.
         image_of_text: the row of each text's image.
         rank, world: this process compares its share of the images; all hold all vectors.
@@ -51,30 +61,106 @@ def retrieval(
             counts are whole numbers, so every rank returns what one process would.
 
     Returns:
-        image_to_text_r1, _r5, _r10 (shares in [0, 1]), image_to_text_mean_rank, _median_rank; the
-        same for text_to_image; num_images (those with a caption) and num_texts.
+        image_to_text_r1, _r5, _r10 (shares in [0, 1]), image_to_text_mean_rank, _median_rank, _map;
+        the same for text_to_image; num_images (those with a caption) and num_texts.
 
     Raises:
         DataError: no texts, a number that is not finite, or an image that does not exist.
     """
     n, m = len(image_vectors), len(text_vectors)
-    if not m or len(image_of_text) != m or image_of_text.min() < 0 or image_of_text.max() >= n:
+    own = _owners(image_of_text, n, m)
+    before = stronger(image_vectors, text_vectors, own, _share(n, rank, world))
+    if reduce is not None:
+        device = text_vectors.device if isinstance(text_vectors, Tensor) else None
+        before = reduce(torch.from_numpy(before).to(device)).cpu().numpy()
+    first = _first(before[:m], own, n)
+    found = _summary("image_to_text", first[first > 0])
+    found["image_to_text_map"] = _mean_average_precision(before[:m], own)
+    found |= _summary("text_to_image", 1 + before[m:])
+    found["text_to_image_map"] = float((1 / (1 + before[m:])).mean())
+    return found | {"num_images": int((first > 0).sum()), "num_texts": m}
+
+
+def ranks(
+    image_vectors: Float[Tensor, "n e"] | Float[np.ndarray, "n e"],
+    text_vectors: Float[Tensor, "m e"] | Float[np.ndarray, "m e"],
+    image_of_text: Int[Tensor, " m"],
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
+    """The rank of the best caption of each image (0: it has none) and of the image of each text.
+
+    Arguments and errors as for `retrieval`.
+    """
+    n, m = len(image_vectors), len(text_vectors)
+    own = _owners(image_of_text, n, m)
+    before = stronger(image_vectors, text_vectors, own, range(n))
+    return torch.from_numpy(_first(before[:m], own, n)), torch.from_numpy(1 + before[m:])
+
+
+def by_language(
+    image_vectors: Float[Tensor, "n e"],
+    text_vectors: Float[Tensor, "m e"],
+    image_of_text: Int[Tensor, " m"],
+    languages: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """`retrieval` for each language alone: its texts and the images that they belong to.
+
+    Args:
+        languages: of each text; the table has them in the order in which they come.
+
+    Raises:
+        DataError: as for `retrieval`; or not one language for each text.
+    """
+    n, m = len(image_vectors), len(text_vectors)
+    if len(languages) != m:
         raise DataError(
-            f"retrieval: {n} images, {m} texts and {len(image_of_text)} rows of images that name "
-            "others: give each text the row of its image, from 0 on"
+            f"by_language: {len(languages)} languages for {m} texts: give each text one"
         )
-    images, texts = _wide(image_vectors, "image"), _wide(text_vectors, "text")
-    own = image_of_text.to(texts.device, torch.int64)
-    right = torch.cat(
-        [_scores(images[own[i : i + _ROWS]], texts[i : i + _ROWS]) for i in range(0, m, _ROWS)]
-    )
-    best = right.new_full((n,), -math.inf).scatter_reduce_(0, own, right, "amax")
-    better = _count_better(images, texts, own, right, best, _share(n, rank, world))
-    ranks = 1 + (reduce(better) if reduce is not None else better)
-    captioned = torch.bincount(own, minlength=n) > 0
-    found = _summary("image_to_text", ranks[:n][captioned])
-    found |= _summary("text_to_image", ranks[n:])
-    return found | {"num_images": int(captioned.sum()), "num_texts": m}
+    own = torch.from_numpy(_owners(image_of_text, n, m))
+    codes = {name: code for code, name in enumerate(dict.fromkeys(languages))}
+    spoken = torch.tensor([codes[name] for name in languages])
+    table = {}
+    for name, code in codes.items():
+        texts = (spoken == code).nonzero()[:, 0]
+        images, place = own[texts].unique(return_inverse=True)
+        table[name] = retrieval(image_vectors[images], text_vectors[texts], place)
+    return table
+
+
+def mean_frames(
+    vectors: Float[Tensor, "f e"] | Float[np.ndarray, "f e"], owner: Int[Tensor, " f"]
+) -> Float[Tensor, "v e"]:
+    """One unit vector a video: the mean of its frames' unit vectors, normalised (float32).
+
+    The mean pooling of CLIP4Clip (arXiv 2104.08860, section 3.3), for `retrieval` of videos.
+
+    Args:
+        vectors: unit rows, one a frame, also memory-mapped.
+        owner: the video of each frame, from 0 on; frames may come in any order.
+
+    Raises:
+        DataError: a video without a frame, one whose frames cancel out, or a number that is not
+            finite.
+    """
+    rows, own = on_host(vectors), torch.as_tensor(owner).cpu().long()
+    if not len(rows) or len(own) != len(rows) or own.min() < 0:
+        raise DataError(
+            f"mean_frames: {len(rows)} frames and {len(own)} numbers of videos: give each frame "
+            "the number of its video, from 0 on"
+        )
+    num = torch.bincount(own)
+    if empty := (num == 0).nonzero()[:, 0].tolist():
+        raise DataError(f"mean_frames: {len(empty)} videos have no frame; the first is {empty[0]}")
+    total = torch.zeros(len(num), rows.shape[1], dtype=torch.float64)
+    for start in range(0, len(rows), _FRAMES):
+        some = torch.from_numpy(rows[start : start + _FRAMES].astype(np.float64))
+        total.index_add_(0, own[start : start + _FRAMES], some)
+    lengths = total.norm(dim=1) / num
+    if bad := (~(lengths > 1e-6)).nonzero()[:, 0].tolist():
+        raise DataError(
+            f"mean_frames: the frames of {len(bad)} videos have no mean direction (a number that "
+            f"is not finite, or they cancel out); the first is {bad[0]}"
+        )
+    return F.normalize(total, dim=1).float()
 
 
 def zero_shot(
@@ -126,68 +212,56 @@ def zero_shot(
     }
 
 
-def wilson(share: float, n: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval for a share of n independent trials (JASA 22, 1927); 95 % by default.
-
-    Captions of one image are not independent: for text_to_image it is too narrow where an image
-    has several.
-    """
-    if not n:
-        return 0.0, 1.0
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
 def _wide(vectors: Tensor, what: str) -> Tensor:
     vectors = vectors.detach()
     if vectors.device.type == "mps":  # has no float64
         vectors = vectors.cpu()
     vectors = vectors.double()
-    if bad := int((~vectors.isfinite().all(1)).sum()):
-        raise DataError(
-            f"{bad} of {len(vectors)} {what} vectors hold a number that is not finite: the weights "
-            "or an input are broken. Go back to a checkpoint whose loss was finite."
-        )
+    check_finite(int((~vectors.isfinite().all(1)).sum()), len(vectors), what)
     return vectors
-
-
-def _scores(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1).float()
 
 
 def _share(n: int, rank: int, world: int) -> range:
     return range(n * rank // world, n * (rank + 1) // world)
 
 
-def _count_better(
-    images: Tensor, texts: Tensor, own: Tensor, right: Tensor, best: Tensor, share: range
-) -> Tensor:
-    """int64 [n + m]: wrong texts at least as good for each image of `share`, then wrong images of
-    `share` for each text."""
-    n, m = len(images), len(texts)
-    better = own.new_zeros(n + m)
-    for row in range(share.start, share.stop, _ROWS):
-        rows = slice(row, min(row + _ROWS, share.stop))
-        for column in range(0, m, _COLUMNS):
-            columns = slice(column, min(column + _COLUMNS, m))
-            scores = (images[rows] @ texts[columns].T).float()
-            here = own[columns] - row
-            pairs = ((here >= 0) & (here < len(scores))).nonzero()[:, 0]
-            scores[here[pairs], pairs] = -math.inf  # right ones are not in the way
-            better[rows] += (scores >= best[rows, None]).sum(1)
-            better[n + column : n + columns.stop] += (scores >= right[columns]).sum(0)
-    return better
+def _owners(image_of_text: Tensor | np.ndarray, n: int, m: int) -> Int[np.ndarray, " m"]:
+    own = np.asarray(torch.as_tensor(image_of_text).cpu(), np.int64)
+    if not m or own.shape != (m,) or own.min() < 0 or own.max() >= n:
+        raise DataError(
+            f"retrieval: {n} images, {m} texts and {len(own)} rows of images that name "
+            "others: give each text the row of its image, from 0 on"
+        )
+    return own
 
 
-def _summary(way: str, ranks: Tensor) -> dict[str, float]:
+# --- ranks of the whole ---------------------------------------------------------------------------
+
+
+def _first(before: Int[np.ndarray, " m"], own: np.ndarray, n: int) -> Int[np.ndarray, " n"]:
+    """The rank of each image's best text; 0 where it has none."""
+    none = np.iinfo(np.int64).max
+    best = np.full(n, none)
+    np.minimum.at(best, own, before)
+    return np.where(best == none, 0, best + 1)
+
+
+def _mean_average_precision(before: Int[np.ndarray, " m"], own: np.ndarray) -> float:
+    """Of images that have a text: the j-th right text has before[j] wrong ones before it."""
+    order = np.lexsort((before, own))
+    num = np.bincount(own)
+    place = 1 + np.arange(len(own)) - np.repeat(np.cumsum(num) - num, num)
+    precision = place / (place + before[order])
+    total = np.bincount(own[order], weights=precision)
+    return float((total[num > 0] / num[num > 0]).mean())
+
+
+def _summary(way: str, ranks: Int[np.ndarray, " q"]) -> dict[str, float]:
     found = {f"{way}_r{k}": _fraction(ranks <= k) for k in _KS}
-    ordered, middle = ranks.sort().values, len(ranks) // 2
-    median = ordered[middle] if len(ranks) % 2 else ordered[middle - 1 : middle + 1].double().mean()
     found[f"{way}_mean_rank"] = int(ranks.sum()) / len(ranks)
-    found[f"{way}_median_rank"] = float(median)
+    found[f"{way}_median_rank"] = float(np.median(ranks))
     return found
 
 
-def _fraction(hits: Tensor) -> float:
+def _fraction(hits: Tensor | np.ndarray) -> float:
     return int(hits.sum()) / len(hits)

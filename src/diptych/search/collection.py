@@ -5,7 +5,7 @@
 
 - The model is the one whose vectors are whole, not the one that is being indexed: a change of the
   model never leaves a collection without answers.
-- Hits that fit no better than anything would are not shown (`search.relevance`), so the answer
+- Hits that fit no better than anything would are not shown (`engine.relevance`), so the answer
   can be that nothing was found. Near-duplicates stand behind the best of them.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from diptych.engine import load
 from diptych.engine.neighbours import DUPLICATE_COSINE
+from diptych.engine.relevance import STRICTNESS, Relevance
 from diptych.errors import (
     CollectionError,
     ConfigError,
@@ -36,7 +37,6 @@ from diptych.search.fold import Candidate, Hit
 from diptych.search.fold import fold as fold_hits
 from diptych.search.query import Term, vector
 from diptych.search.records import Model, fs_path, unsigned
-from diptych.search.relevance import STRICTNESS, Relevance
 from diptych.search.rows import Rows, background_vectors
 from diptych.search.store import Store
 from diptych.zoo.opening import SUFFIXES

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diptych.engine.relevance import background_texts
 from diptych.errors import CheckpointError, CollectionError, IndexFileError, MissingExtraError
 from diptych.search import approximate as approximate_module
 from diptych.search import matrix as matrix_module
 from diptych.search.approximate import Approximate
 from diptych.search.matrix import Matrix
 from diptych.search.records import Model
-from diptych.search.relevance import background_texts
 from diptych.search.store import Store
 from diptych.zoo.atomic import atomic_write
 
@@ -92,7 +92,7 @@ def build_approximate(store: Store, encoder: Encoder, *, recall: float) -> dict[
 def background_vectors(
     store: Store, model: Model, encoder: Callable[[], Encoder]
 ) -> Float[np.ndarray, "m e"]:
-    """float32 vectors of the general words (`search.relevance`), encoded once and kept."""
+    """float32 vectors of the general words (`engine.relevance`), encoded once and kept."""
     texts = background_texts()
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     file = derived_folder(store, model) / f"words-{digest}.npy"

@@ -16,7 +16,7 @@ from diptych.engine import page
 from diptych.errors import TrainError
 from diptych.eval import less_is_better
 from diptych.eval.chart import Curve, chart, number
-from diptych.eval.retrieval import wilson
+from diptych.eval.uncertainty import wilson
 from diptych.train.sinks import duration
 from diptych.train.watch import METRICS, SUMMARY, read_metrics
 

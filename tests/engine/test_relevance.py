@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import diptych
+from diptych.engine import relevance as module
+from diptych.engine.relevance import FEWEST, STRICTNESS, Relevance, background_texts
 from diptych.errors import ConfigError
-from diptych.search import relevance as module
-from diptych.search.relevance import FEWEST, STRICTNESS, Relevance, background_texts
 
 
 def unit(rows):
