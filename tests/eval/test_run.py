@@ -208,6 +208,12 @@ def test_other_samples_or_another_protocol_are_measured_again(enc, tmp_path):
     assert not run(enc, [colours(num=7)], tmp_path)[0]["kept"]
 
 
+def test_the_report_is_of_all_that_the_folder_holds(enc, tmp_path):
+    run(enc, [colours()], tmp_path)
+    run(enc, [swaps()], tmp_path)
+    assert [result["set"] for result in read_report(tmp_path)["sets"]] == ["swaps", "colours"]
+
+
 def test_a_damaged_result_is_measured_again(enc, tmp_path):
     run(enc, [colours()], tmp_path)
     path = tmp_path / "sets/colours/result.json"

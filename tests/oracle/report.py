@@ -49,6 +49,15 @@ SECTIONS = {
         "counts what differs. And the classifiers that are made of them: largest difference of any "
         "component, on identical weights."
     ),
+    "Probes": (
+        "Linear probes and nearest neighbours against scikit-learn on the same features, both "
+        "solved to a tolerance of 1e-9 where probabilities are compared; largest absolute "
+        "difference."
+    ),
+    "Retrieval and choice": (
+        "Ranks and what is made of them, several captions an image, choices and overlap, on random "
+        "vectors; absolute differences, or how many ranks and choices differ."
+    ),
     "Losses": "Contrastive losses: value and gradients, relative to the largest number of each.",
     "Exact gradients": (
         "One training step over several ranks (gloo, DDP) and pieces (accumulation), with half of "

@@ -1,4 +1,4 @@
-"""What a model is measured by: ranks, shares with intervals, the geometry of the space, charts.
+"""Numbers people can trust: metrics with intervals, sets with protocols, runs and their reports.
 
 A metric is an entry of the dict that `retrieval`, `zero_shot` or `geometry` returns; runs log it,
 draw it and can keep the best model by it, without being told.

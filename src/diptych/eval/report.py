@@ -78,7 +78,7 @@ def _summary(sets: Sequence[Result]) -> str:
                 f'<a href="#{text(result["set"])}">{text(result["title"])}</a>',
                 text(_spoken(result["headline"])),
                 f"<b>{value:.1%}</b>",
-                "" if low is None else f"{low:.1%} to {high:.1%}",
+                "" if low is None else f'<span class="one">{low:.1%} to {high:.1%}</span>',
                 interval_bar(value, low, high, chance=chance),
                 "" if chance is None else f"{chance:.1%}",
                 f"{result['num_measured']:,}",
@@ -105,7 +105,7 @@ def _set(result: Result, folder: Path) -> str:
     if protocol["num_classes"]:
         about.append(f"{protocol['num_classes']:,} classes ({protocol['classes']})")
     if result["source"]:
-        about.append(f"from {result['source']}")
+        about.append(f"source: {result['source']}")
     if result["licence"]:
         about.append(f"licence: {result['licence']}")
     parts = [
@@ -285,7 +285,9 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _spoken(key: str) -> str:
-    return key.replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
+    words = {"top1": "top-1", "top5": "top-5", "map": "mAP", "ece": "ECE", "nll": "NLL"}
+    words |= {f"r{k}": f"R@{k}" for k in (1, 5, 10)}
+    return " ".join(words.get(word, word) for word in key.split("_"))
 
 
 def _value(key: str, value: float) -> str:
@@ -304,6 +306,7 @@ th { font-size: .82rem; color: var(--quiet); font-weight: 600; }
 section h2 { border-top: 1px solid var(--line); padding-top: 28px; }
 section h3 { margin: 18px 0 4px; }
 .side { display: grid; gap: 18px; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); }
+.one { white-space: nowrap; }
 .diagram { margin: 12px 0; }
 .sheet.small { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 """

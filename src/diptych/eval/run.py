@@ -56,7 +56,7 @@ def evaluate(
     partial: bool = False,
     progress: Progress = _silent,
 ) -> Iterator[Result]:
-    """Measure the sets that `out` does not hold yet, and write the report.
+    """Measure the sets that `out` does not hold yet, and write the report of all that it holds.
 
     Args:
         rows: `eval.sets.find(["packaged"])`.
@@ -83,6 +83,13 @@ def evaluate(
         measured.append(result)
         _write_json(out / "clip_benchmark" / f"{row.name}.json", _clip_benchmark(result))
         yield result | {"kept": kept}
+    named = {result["set"] for result in (*measured, *missing)}
+    for folder in sorted(path.parent for path in out.glob("sets/*/result.json")):
+        if folder.name not in named:  # of an earlier run
+            try:
+                measured.append(read_result(folder))
+            except DataError as error:
+                missing.append({"set": folder.name, "reason": str(error)})
     report = {"model": _model(encoder), "sets": measured, "not_measured": missing}
     _write_json(out / REPORT, report)
 
