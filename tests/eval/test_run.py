@@ -259,6 +259,23 @@ def test_languages_are_searched_alone(enc, tmp_path):
     assert result["figures"]["text_to_image_r1"]["value"] == pytest.approx(mean)
 
 
+def test_a_language_of_few_pictures_is_not_in_the_mean(enc, tmp_path):
+    def make():
+        words = [Sample(f"{c}{i}", picture(c, i), captions=(f"a {c} square {i}",), group="en")
+                 for c in COLOURS for i in range(4)]  # fmt: skip
+        few = [Sample(f"x{i}", picture("red", i), captions=(f"zzz {i}",), group="xx")
+               for i in range(2)]  # fmt: skip
+        return Samples(samples=[*words, *few])
+
+    row = DataSet(name="few", title="Few", task="retrieval", metric="mean_r1", make=make)
+    (result,) = run(enc, [row], tmp_path)
+    table = {line["language"]: line for line in result["tables"]["languages"]}
+    assert set(table) == {"en", "xx"}
+    assert result["figures"]["mean_r1"]["value"] == table["en"]["mean_r1"]["value"]
+    assert result["chance"] == 1 / 12
+    assert "1 with fewer than 10 pictures" in result["figures"]["mean_r1"]["how"]
+
+
 # --- what the tables hold ---
 
 

@@ -15,6 +15,7 @@ from diptych.eval.uncertainty import bootstrap
 __all__ = ["retrieval"]
 
 _KS = (1, 5, 10)
+_FEW = 10  # pictures, of which a language is not counted in the mean
 _WAYS = ("image_to_text", "text_to_image")
 _OF_LANGUAGES = ("image_to_text_r1", "text_to_image_r1", "mean_r1")
 
@@ -23,7 +24,7 @@ def retrieval(job: Job) -> Outcome:
     """R@1, R@5, R@10, ranks and mAP. A sample's group is the language of its captions.
 
     With several languages every language is searched alone, its own pictures and captions, and the
-    figures of the set are the means over them.
+    figures of the set are the means over those with ten pictures or more.
     """
     languages = sorted({sample.group for sample in job.samples})
     if len(languages) > 1:
@@ -103,18 +104,22 @@ def _by_language(job: Job, languages: list[str]) -> Outcome:
         figures = _figures(ranks)
         shown = {key: figures[key]._asdict() for key in _OF_LANGUAGES}
         table.append({"language": language, "num": len(rows), "chance": 1 / len(rows)} | shown)
+    # one of a few pictures is found by luck: it is in the table, not in the mean
+    spoken = [line for line in table if line["num"] >= _FEW] or table
     # the languages share their pictures: as wide as if all of them erred together
-    how = f"mean over {len(languages)} languages, of the ends too"
+    how = f"mean over {len(spoken)} languages, of the ends too"
+    if len(spoken) < len(table):
+        how += f"; {len(table) - len(spoken)} with fewer than {_FEW} pictures are left out"
 
     def of(key: str, end: str) -> float:
-        return float(np.mean([line[key][end] for line in table]))
+        return float(np.mean([line[key][end] for line in spoken]))
 
     return Outcome(
         figures={
             key: Figure(of(key, "value"), of(key, "low"), of(key, "high"), how)
             for key in _OF_LANGUAGES
         },
-        chance=float(np.mean([line["chance"] for line in table])),
+        chance=float(np.mean([line["chance"] for line in spoken])),
         tables={"languages": table},
         items={"right": right},
     )
