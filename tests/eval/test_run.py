@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import diptych
+from diptych.config import CLIPConfig, TextConfig, TokenizerConfig, ViTConfig
 from diptych.errors import ConfigError, DataError
 from diptych.eval.compare import compare, holm
 from diptych.eval.report import write_report
@@ -111,6 +112,22 @@ def test_every_task_gives_its_headline_with_an_interval(enc, tmp_path):
     page = write_report(tmp_path / "out").read_text("utf-8")
     assert "Colours &lt;&amp;&gt;" in page
     assert "Colours <&>" not in page
+
+
+def test_a_sigmoid_model_that_believes_nothing_has_shares(tmp_path):
+    size = {"width": 32, "layers": 1, "heads": 2, "mlp_dim": 64}
+    config = CLIPConfig(
+        embed_dim=16,
+        visual=ViTConfig(image_size=(32, 32), patch_size=16, **size),
+        text=TextConfig(context_length=16, vocab_size=49408, **size),
+        loss="sigmoid",
+    )
+    model = diptych.build(config, tokenizer=TokenizerConfig(kind="clip_bpe", context_length=16))
+    with torch.no_grad():
+        model.model.logit_bias.fill_(-500.0)
+    (result,) = run(model, [colours(num=2)], tmp_path)
+    assert 1 / 3 <= result["tables"]["reliability"][0][3] <= 1
+    assert np.isfinite(result["figures"]["nll"]["value"])
 
 
 def test_what_cannot_be_read_is_named_and_counted(enc, tmp_path):

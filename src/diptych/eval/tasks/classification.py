@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.errors import DataError
@@ -87,9 +88,13 @@ def _weights(job: Job, templates: Sequence[str] | str | None) -> Tensor:
 
 def _shares(job: Job, weights: Tensor) -> Tensor:
     """Probabilities [n c] in float64 whose rows sum to 1."""
-    device = job.encoder.device
-    found = job.encoder.probabilities(job.vectors.to(device), weights.to(device)).cpu().double()
-    return found / found.sum(1, keepdim=True)
+    encoder = job.encoder
+    with torch.no_grad():
+        vectors, classes = job.vectors.to(encoder.device), weights.to(encoder.device)
+        logits = encoder.model.logits(vectors, classes).cpu().double()
+    if encoder.config.loss == "sigmoid":  # by their logarithms: all of them may be as good as 0
+        logits = F.logsigmoid(logits)
+    return logits.softmax(1)
 
 
 def _figures(
