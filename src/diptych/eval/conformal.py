@@ -1,24 +1,21 @@
 """Label sets and refusals that keep a promise: conformal prediction and calibrated rejection.
 
 Vovk et al., Algorithmic Learning in a Random World (2005); Sadinle et al., arXiv 1609.00451 (LAC);
-Romano et al., arXiv 2006.02544 (APS); Angelopoulos et al., arXiv 2110.01052 (learn then test).
+Romano et al., arXiv 2006.02544 (APS).
 
 - The promises hold for new examples that are exchangeable with those that were fitted on, whatever
   the model. Other photographs, other labels, another share of unknown things: fit again. Nothing
   that was fitted on may be measured on.
 - Conformal: the right label is in the set with chance `coverage`, over the drawing of both the
   calibration examples and the new one.
-- Rejection for a precision tests at most some 30 numbers of accepted examples that n alone decides,
-  each exactly and with its part of the doubt (Bonferroni). A fixed sequence from strict to lenient
-  would spend no doubt, but it stops at its first failure, and its thresholds, being scores that
-  were drawn, would need precision to fall steadily with the threshold. This assumes nothing.
+- The thresholds of Rejection are those of `eval.thresholds`.
 - Labels that score alike are in a set together or not at all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,8 +23,9 @@ from torch import Tensor
 
 from diptych.errors import ConfigError, DataError
 from diptych.eval import metrics
-from diptych.eval.binomial import at_least, clopper_pearson, doubt, percent
+from diptych.eval.binomial import doubt
 from diptych.eval.calibration import checked_probabilities, fitted
+from diptych.eval.thresholds import covering_threshold, precise_threshold, refusing_threshold
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -37,7 +35,6 @@ __all__ = ["Conformal", "Rejection"]
 Method = Literal["lac", "aps"]
 
 _BLOCK = 1 << 20  # probabilities looked at at once
-_STEP = 1.25  # from one number of accepted examples to the next
 _ROUNDING = 1e-9  # 0.9 * 10 is not to be 9.000000000000002
 
 
@@ -212,19 +209,21 @@ class Rejection:
         promises = (self.precision, self.coverage, self.false_acceptance)
         if sum(promise is not None for promise in promises) != 1:
             raise ConfigError("Rejection: give one of precision=, coverage=, false_acceptance=")
-        risk = doubt(self.confidence)
+        doubt(self.confidence)  # refuses what is no confidence
         known = (labels >= 0).cpu()
         if (labels < -1).any():
             raise DataError("Rejection: a label below -1: -1 is none of the classes")
         right = (metrics.ranks(scores, labels.clamp(min=0)).cpu() == 1) & known
         top = scores.detach().amax(1).cpu().double()
         if self.precision is not None:
-            threshold = _precise(top, right, _share("precision", self.precision), risk)
+            wanted = _share("precision", self.precision)
+            threshold = precise_threshold(top, right, precision=wanted, confidence=self.confidence)
         elif self.coverage is not None:
-            threshold = _covering(top[known], _share("coverage", self.coverage), risk)
+            wanted = _share("coverage", self.coverage)
+            threshold = covering_threshold(top[known], wanted, confidence=self.confidence)
         else:
-            strict = _share("false_acceptance", self.false_acceptance)
-            threshold = _refusing(top[~known], strict, risk)
+            wanted = _share("false_acceptance", self.false_acceptance)
+            threshold = refusing_threshold(top[~known], wanted, confidence=self.confidence)
         kept = top > threshold
         self.threshold_ = threshold
         self.accepted_ = float(kept.double().mean())
@@ -274,75 +273,3 @@ def _sums(shares: Tensor, rng: torch.Generator | None) -> Tensor:
     if rng is not None:
         through = above + torch.rand(n, 1, generator=rng, dtype=shares.dtype) * (through - above)
     return torch.empty_like(shares).scatter_(1, order, through)
-
-
-def _precise(top: Tensor, right: Tensor, precision: float, risk: float) -> float:
-    """Given the next score, the k examples above it are like any k of all that exceed it: how many
-    are right is binomial, and the test of each k that n alone has fixed is exact."""
-    n = len(top)
-    counts = [n]
-    while (following := math.ceil(counts[-1] / _STEP)) < counts[-1] and following > 1:
-        tests = len(counts) + 1
-        if precision**following > risk / tests:  # all right, and still not sure
-            break
-        counts.append(following)
-    each = risk / len(counts)
-    needed = math.ceil(math.log(risk) / math.log(precision) - _ROUNDING)
-    if n < needed:
-        raise DataError(
-            f"Rejection: {n} examples: a precision of {precision:g} with a confidence of "
-            f"{percent(1 - risk)} takes at least {needed}, all of them right"
-        )
-    ordered = top.sort(descending=True).values
-    best, told = -1.0, ""
-    for k in counts:
-        threshold = float(ordered[k]) if k < n else -math.inf
-        kept = top > threshold
-        num, hits = int(kept.sum()), int(right[kept].sum())
-        if at_least(hits, num, precision) <= each:
-            return threshold
-        bound = clopper_pearson(hits, num, 1 - 2 * each).low
-        if bound > best:
-            best, told = bound, f"{hits:,} of {num:,} right, so surely above {bound:.3f} only"
-    raise DataError(
-        f"Rejection: no threshold is shown to reach a precision of {precision:g} with a confidence "
-        f"of {percent(1 - risk)} on {n:,} examples; the best of {len(counts)}: {told}. Ask for "
-        "less, bring more examples or a better model"
-    )
-
-
-def _covering(top: Tensor, coverage: float, risk: float) -> float:
-    """Below the k-th least of n scores lies less than 1 - coverage of all, with a chance of
-    P(Bin(n, 1 - coverage) >= k); the largest k that is sure enough."""
-    n = len(top)
-    needed = math.ceil(math.log(risk) / math.log(coverage) - _ROUNDING)
-    if n < needed:
-        raise DataError(
-            f"Rejection: {n} examples that have a label: a coverage of {coverage:g} with a "
-            f"confidence of {percent(1 - risk)} takes at least {needed}"
-        )
-    k = _last(n, lambda k: at_least(k, n, 1 - coverage) >= 1 - risk)
-    return math.nextafter(float(top.sort().values[k - 1]), -math.inf)
-
-
-def _refusing(top: Tensor, share: float, risk: float) -> float:
-    """Above the k-th largest of n scores lies less than the share of all, with a chance of
-    P(Bin(n, share) >= k); the largest k that is sure enough."""
-    n = len(top)
-    needed = math.ceil(math.log(risk) / math.log(1 - share) - _ROUNDING)
-    if n < needed:
-        raise DataError(
-            f"Rejection: {n} examples with the label -1 (none of the classes): a false acceptance "
-            f"of {share:g} with a confidence of {percent(1 - risk)} takes at least {needed}"
-        )
-    k = _last(n, lambda k: at_least(k, n, share) >= 1 - risk)
-    return float(top.sort(descending=True).values[k - 1])
-
-
-def _last(n: int, holds: Callable[[int], bool]) -> int:
-    """The largest k in 1..n for which it holds; it holds for 1, and from some k on no more."""
-    low, high = 1, n + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low

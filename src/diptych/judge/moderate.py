@@ -27,7 +27,8 @@ from torch import Tensor
 
 from diptych.engine import Encoder
 from diptych.errors import ConfigError, DataError
-from diptych.eval.binomial import Interval, at_least, clopper_pearson
+from diptych.eval.binomial import Interval, clopper_pearson
+from diptych.eval.thresholds import covering_threshold, precise_threshold
 from diptych.judge.policy import Fitted, Label, Policy
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ __all__ = [
 ]
 
 Verdict = Literal["yes", "no", "unsure"]
-
-_CUTS, _STARTS = 24, 4
 
 
 class Answer(NamedTuple):
@@ -268,42 +267,26 @@ def accept_threshold(
     precision: float,
     confidence: float = 0.95,
 ) -> float | None:
-    """The lowest cut whose precision is shown to be at least `precision`; None: none is shown.
-
-    Tested are up to 24 cuts, from the fewest pictures that could show it to all of them; each of 4
-    starts has a quarter of the error and goes on downwards until a test fails.
-    """
-    level = (1 - confidence) / _STARTS
-    n = len(scores)
-    fewest = math.ceil(math.log(level) / math.log(precision))
-    if fewest > n:
+    """The lowest score from which on the precision is shown to be `precision`; None: none is."""
+    try:
+        above = precise_threshold(scores, right, precision=precision, confidence=confidence)
+    except DataError:
         return None
-    order = scores.argsort(descending=True)
-    ranked, hits = scores[order].tolist(), right[order].long().cumsum(0).tolist()
-    steps = torch.linspace(math.log(fewest), math.log(n), _CUTS, dtype=torch.float64).exp().round()
-    counts = sorted({_through_ties(ranked, min(int(step), n)) for step in steps.tolist()})
-    starts = sorted({round(i * len(counts) / _STARTS) for i in range(_STARTS)})
-    shown: list[int] = []
-    for start in starts:
-        for k in counts[start:]:
-            if at_least(hits[k - 1], k, precision) > level:
-                break
-            shown.append(k)
-    return ranked[max(shown) - 1] if shown else None
+    return float(scores[scores > above].min())
 
 
 def reject_threshold(
     scores: Float[Tensor, " p"], *, recall: float, confidence: float = 0.95
 ) -> float | None:
-    """The highest cut below which at most 1 - recall of the true ones fall; None: too few.
+    """The highest score below which at most 1 - recall of the true ones fall; None: too few.
 
-    scores: of pictures that have the label. Below the j-th smallest of p lies a share that is
-    Beta(j, p + 1 - j), so P(share <= q) = P(Binomial(p, q) >= j), whatever the scores are.
+    scores: of pictures that have the label.
     """
-    p, allowed = len(scores), 0
-    while allowed < p and at_least(allowed + 1, p, 1 - recall) >= confidence:
-        allowed += 1
-    return float(scores.sort().values[allowed - 1]) if allowed else None
+    try:
+        above = covering_threshold(scores, recall, confidence=confidence)
+    except DataError:
+        return None
+    return math.nextafter(above, math.inf)
 
 
 def measure(label: Label, scores: Float[Tensor, " n"], right: Bool[Tensor, " n"]) -> LabelReport:
@@ -337,10 +320,3 @@ def measure(label: Label, scores: Float[Tensor, " n"], right: Bool[Tensor, " n"]
         found=found,
         found_interval=found_in,
     )
-
-
-def _through_ties(ranked: Sequence[float], k: int) -> int:
-    """At least k, and all that score the same as the k-th: a cut cannot part them."""
-    while k < len(ranked) and ranked[k] == ranked[k - 1]:
-        k += 1
-    return k

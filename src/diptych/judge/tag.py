@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from diptych.engine.relevance import Relevance
 from diptych.errors import ConfigError, DataError
-from diptych.eval.binomial import clopper_pearson
+from diptych.eval.thresholds import precise_threshold
 from diptych.eval.zeroshot import zero_shot_weights
 from diptych.judge.vocabulary import Label, Vocabulary
 
@@ -131,12 +132,8 @@ def fit_thresholds(
 
     Args:
         truth: whether the label holds for the picture; parents included (`closed`).
-        precision: then the lower bound of the precision must reach it. Cut-offs are looked at from
-            the highest down, and the first that fails ends the search (fixed-sequence testing:
-            Angelopoulos et al., Learn then Test, arXiv 2110.01052, section 4), so that looking at
-            many does not weaken the bound. The first is the one of so many examples that all of
-            them being right would just prove the precision.
-        confidence: of that bound (Clopper-Pearson, one-sided).
+        precision: then the examples must prove it (`eval.thresholds.precise_threshold`).
+        confidence: with which it then holds.
 
     Raises:
         DataError: shapes that differ, no examples, or cosines that are not finite.
@@ -163,13 +160,15 @@ def fit_thresholds(
         # the last of equal cosines: a cut falls between different ones
         ends = np.flatnonzero(np.append(ordered[1:] < ordered[:-1], True))
         if precision is None:
-            best = _best_f1(hits, ends, int(right.sum()))
+            count = int(ends[_best_f1(hits, ends, int(right.sum()))]) + 1
         else:
-            best = _precise(hits, ends, precision, confidence)
-            if best is None:
+            given = torch.from_numpy(column.astype(np.float64)), torch.from_numpy(right)
+            try:
+                above = precise_threshold(*given, precision=precision, confidence=confidence)
+            except DataError:
                 left[i] = f"the examples do not prove a precision of {precision:g}"
                 continue
-        count = int(ends[best]) + 1
+            count = int((column > above).sum())
         below = ordered[count] if count < len(ordered) else ordered[count - 1]
         cut = (float(ordered[count - 1]) + float(below)) / 2
         found[:, i] = cut, hits[count - 1] / count, hits[count - 1] / right.sum()
@@ -179,23 +178,6 @@ def fit_thresholds(
 def _best_f1(hits: np.ndarray, ends: np.ndarray, positives: int) -> int:
     f1 = 2 * hits[ends] / (ends + 1 + positives)
     return int(f1.argmax())  # the first of equal ones: the highest cut
-
-
-def _precise(hits: np.ndarray, ends: np.ndarray, precision: float, confidence: float) -> int | None:
-    needed = math.ceil(math.log(1 - confidence) / math.log(precision))
-    best = None
-    for i, end in enumerate(ends):
-        if end + 1 < needed:
-            continue
-        if _lower(int(hits[end]), int(end) + 1, confidence) < precision - 1e-12:
-            break
-        best = i
-    return best
-
-
-def _lower(hits: int, n: int, confidence: float) -> float:
-    """One-sided Clopper-Pearson: at the ends of a two-sided interval of twice the doubt."""
-    return clopper_pearson(hits, n, confidence=1 - 2 * (1 - confidence)).low
 
 
 def with_thresholds(vocabulary: Vocabulary, found: Float[np.ndarray, " l"]) -> Vocabulary:
