@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from diptych.errors import DataError
 from diptych.eval import ranking
 from diptych.eval.retrieval import (
-    by_language,
     mean_frames,
     ranks,
     retrieval,
@@ -151,20 +150,6 @@ def test_an_image_without_a_caption_has_no_rank():
         [1, 0, 1],
         [1, 1],
     ]
-
-
-def test_each_language_alone():
-    images, own = unit(30, 16), torch.arange(60) % 30
-    texts = F.normalize(images[own] + 0.5 * unit(60, 16, seed=1), dim=-1)
-    languages = ["de"] * 30 + ["fr"] * 20 + ["de"] * 10
-    texts[30:50] = unit(20, 16, seed=7)  # French says nothing
-    table = by_language(images, texts, own, languages)
-    assert list(table) == ["de", "fr"]
-    assert table["fr"] == retrieval(images[:20], texts[30:50], own[30:50])
-    assert (table["de"]["num_images"], table["de"]["num_texts"]) == (30, 40)
-    assert table["de"]["text_to_image_r1"] > 0.5 > table["fr"]["text_to_image_r1"]
-    with pytest.raises(DataError, match="59 languages for 60 texts"):
-        by_language(images, texts, own, languages[1:])
 
 
 def test_a_video_is_the_mean_of_its_frames():

@@ -19,6 +19,7 @@ from diptych.config import CLIPConfig, TextConfig, TokenizerConfig, ViTConfig
 from diptych.errors import ConfigError, DataError
 from diptych.eval.compare import compare, holm
 from diptych.eval.report import write_report
+from diptych.eval.retrieval import retrieval
 from diptych.eval.run import evaluate, read_report
 from diptych.eval.sets import DataSet, Sample, Samples, Unused
 from diptych.eval.tasks.classification import halves, number_of_labels
@@ -272,6 +273,12 @@ def test_languages_are_searched_alone(enc, tmp_path):
     table = {line["language"]: line for line in result["tables"]["languages"]}
     assert set(table) == {"de", "en"}
     assert all(line["num"] == 9 and line["chance"] == 1 / 9 for line in table.values())
+    german = make().samples[9:]
+    words = enc.encode_text([s.captions[0] for s in german], out="torch")
+    pictures = enc.encode_image([s.open() for s in german], out="torch")
+    alone = retrieval(pictures, words, torch.arange(9))
+    for way in ("image_to_text_r1", "text_to_image_r1"):
+        assert table["de"][way]["value"] == alone[way]
     mean = sum(line["text_to_image_r1"]["value"] for line in table.values()) / 2
     assert result["figures"]["text_to_image_r1"]["value"] == pytest.approx(mean)
 

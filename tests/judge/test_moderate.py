@@ -182,7 +182,7 @@ def test_a_picture_with_text_has_two_views(enc):
     ImageDraw.Draw(words).text((20, 60), "library", font=font, fill="white")
     items = [Item(key="a", image=plain), Item(key="b", image=words), Item(key="c", image=b"bad")]
     a, b, c = encode_items(enc, items, views=with_and_without_text)
-    assert len(a.vectors) == 1 and len(b.vectors) == 2 and c.vectors is None
+    assert len(a.vectors) == 1 and len(b.vectors) == 2 and len(c.vectors) == 0
     assert float(b.vectors[1] @ a.vectors[0]) > float(b.vectors[0] @ a.vectors[0])
 
 
@@ -203,10 +203,13 @@ def test_labelled_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("path,labels\na.jpg,animals\n", "x.csv:2: the policy has no label 'animals'. Near"),
+        (
+            "path,labels\na.jpg,animals\n",
+            "x.csv:2: there is no label 'animals', or not one alone. Near",
+        ),
         ("path,animal\na.jpg,1\n", "x.csv:2: has columns for animal but none for 'food'"),
         ("path,animal,food\na.jpg,maybe,1\n", "has 'maybe'"),
-        ("path,what\na.jpg,1\n", "neither a column 'labels' nor"),
+        ("path,what\na.jpg,1\n", "no labels in path, what"),
         ("path,labels\na.jpg,\na.jpg,food\n", "x.csv:3: a.jpg stands in"),
         ("labels\nfood\n", "no path in it"),
     ],

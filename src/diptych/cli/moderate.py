@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 mask_option = click.option(
     "--mask-text", is_flag=True, help="Judge without the words that are printed on a picture."
 )
+
+
+def _share(name: str, default: float, told: str) -> Callable:
+    kind = click.FloatRange(0.5, 1, max_open=True)
+    return click.option(name, type=kind, default=default, show_default=True, help=told)
 
 
 @click.group()
@@ -76,8 +82,8 @@ def check(
     with progress("moderating", total, printing=True) as advance:
         for one in encode_items(encoder, items, views=views):
             advance(1)
-            if one.vectors is None:
-                failed(one.item.key, one.error or ValueError(), as_json=as_json)
+            if one.error is not None:
+                failed(one.item.key, one.error, as_json=as_json)
                 errors += 1
                 continue
             done += 1
@@ -121,27 +127,9 @@ def _show(path: str, final: list[Answer], views: list[list[Answer]], *, as_json:
     required=True,
     help="Where the policy with its thresholds is written.",
 )
-@click.option(
-    "--target-precision",
-    type=click.FloatRange(0.5, 1, max_open=True),
-    default=0.9,
-    show_default=True,
-    help='Of "yes", at least.',
-)
-@click.option(
-    "--target-recall",
-    type=click.FloatRange(0.5, 1, max_open=True),
-    default=0.9,
-    show_default=True,
-    help='At most 1 - recall of the true ones are "no".',
-)
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0.5, 1, max_open=True),
-    default=0.95,
-    show_default=True,
-    help="With which each of the two is kept.",
-)
+@_share("--target-precision", 0.9, 'Of "yes", at least.')
+@_share("--target-recall", 0.9, 'At most 1 - recall of the true ones are "no".')
+@_share("--confidence", 0.95, "With which each of the two is kept.")
 @click.option("--seed", default=0, show_default=True, help="Of the halves.")
 @mask_option
 @json_option
@@ -184,8 +172,8 @@ def fit(
     with progress("encoding", len(items), printing=False) as advance:
         for one in encode_items(encoder, items, views=views):
             advance(1)
-            if one.vectors is None:
-                failed(one.item.key, one.error or ValueError(), as_json=as_json)
+            if one.error is not None:
+                failed(one.item.key, one.error, as_json=as_json)
                 errors += 1
                 continue
             scores.append(policy_scores(found, one.vectors)[-1])

@@ -391,8 +391,8 @@ def _rated_vectors(
     with progress("encoding", None, printing=False) as advance:
         for one in encode_items(encoder, pairs):
             advance(1)
-            if one.vectors is None:
-                failed(one.item.key, one.error or ValueError(), as_json=as_json)
+            if one.error is not None:
+                failed(one.item.key, one.error, as_json=as_json)
                 errors += 1
                 continue
             vectors.append(one.vectors[0])

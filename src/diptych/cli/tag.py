@@ -227,8 +227,8 @@ class Job:
         """Fit thresholds to examples; every one of them must be readable."""
         import numpy as np
 
-        from diptych.judge.examples import read_examples
         from diptych.judge.kept import stream
+        from diptych.judge.labelled import read_examples
         from diptych.judge.tag import fit_thresholds, with_thresholds
         from diptych.judge.vocabulary import write_vocabulary
 

@@ -26,6 +26,7 @@ __all__ = [
     "link",
     "picture",
     "search_page",
+    "table",
     "text",
     "thumbnail",
     "write",
@@ -98,6 +99,14 @@ TICK = ' <b class="right" title="this is right">✓</b>'
 def figure(image: str, caption: str, *, kind: str = "") -> str:
     """A picture with HTML beneath it; `kind` is a class of the style sheet."""
     return f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>'
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table that scrolls where it is too wide; cells of `lines` are HTML already."""
+    top = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
+    rows = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in line)}</tr>" for line in lines)
+    made = f"<table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="scroll">{made}</div>'
 
 
 def document(title: str, body: str) -> str:
@@ -227,6 +236,12 @@ figcaption { overflow-wrap: anywhere; }
 .sheet .labels { font-size: .88rem; margin: 8px 0; font-variant-numeric: tabular-nums; }
 .sheet .hit { border-color: var(--right); }
 .sheet .miss { border-color: var(--wrong); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: 8px 0 16px; font-size: .93rem;
+  font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; overflow-wrap: break-word; }
+th { font-size: .82rem; color: var(--quiet); font-weight: 600; }
 details { margin-top: 12px; }
 section + details { margin-top: 40px; }
 li { overflow-wrap: anywhere; }

@@ -86,14 +86,14 @@ def _summary(sets: Sequence[Result]) -> str:
             ]
         )
     head = ("set", "figure", "", "95 %", "", "chance", "samples", "published")
-    return f"<h2>All sets</h2>{_table(head, lines)}"
+    return f"<h2>All sets</h2>{page.table(head, lines)}"
 
 
 def _missing(missing: Sequence[Mapping[str, str]]) -> str:
     if not missing:
         return ""
     lines = [[text(line["set"]), text(line["reason"])] for line in missing]
-    return f"<h2>Not measured</h2>{_table(('set', 'why'), lines)}"
+    return f"<h2>Not measured</h2>{page.table(('set', 'why'), lines)}"
 
 
 # --- one set --------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def _unused(result: Result) -> str:
         lines = [[text(line["key"]), text(line["reason"])] for line in result["unused"][:100]]
         told.append(
             f"<details><summary>Not used: {len(result['unused']):,} samples</summary>"
-            f"{_table(('sample', 'why'), lines)}</details>"
+            f"{page.table(('sample', 'why'), lines)}</details>"
         )
     return "".join(told)
 
@@ -149,9 +149,8 @@ def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
         shown = _value(key, value)
         interval = "" if low is None else f"{_value(key, low)} to {_value(key, high)}"
         lines.append([text(_spoken(key)), f"<b>{shown}</b>", interval, text(figure["how"])])
-    return (
-        f"<details open><summary>Figures</summary>{_table(('', '', '95 %', ''), lines)}</details>"
-    )
+    made = page.table(("", "", "95 %", ""), lines)
+    return f"<details open><summary>Figures</summary>{made}</details>"
 
 
 def _diagrams(result: Result, tables: Mapping[str, Any]) -> str:
@@ -178,7 +177,7 @@ def _wording(table: Iterable[Mapping[str, Any]]) -> str:
         for line in table
     ]
     head = ("sentence around the label", "top-1", "95 %", "ECE")
-    return f"<h3>Wording</h3>{_table(head, lines)}" if lines else ""
+    return f"<h3>Wording</h3>{page.table(head, lines)}" if lines else ""
 
 
 def _held_out(found: Mapping[str, Any]) -> str:
@@ -222,7 +221,7 @@ def _shares(title: str, name: str, key: str, table: Iterable[Mapping[str, Any]])
     ]
     if not lines:
         return ""
-    made = _table((name, "samples", "", ""), lines)
+    made = page.table((name, "samples", "", ""), lines)
     return f"<details><summary>{text(title)}: {len(lines)}</summary>{made}</details>"
 
 
@@ -255,7 +254,7 @@ def _confusions(found: Mapping[str, Any], per_class: Sequence[Mapping[str, Any]]
             [text(line["label"]), text(line["taken_for"]), f"{line['num']:,}"]
             for line in found["common"]
         ]
-        made = _table(("is", "taken for", "times"), lines)
+        made = page.table(("is", "taken for", "times"), lines)
         parts.append(f"<details><summary>Commonest mistakes</summary>{made}</details>")
     return "".join(parts)
 
@@ -277,13 +276,6 @@ def _worst(worst: Sequence[Mapping[str, str]], folder: Path) -> str:
 # --- small things ---------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    top = "".join(f"<th>{text(cell)}</th>" for cell in head)
-    rows = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in line)}</tr>" for line in lines)
-    return f'<div class="scroll"><table><tr>{top}</tr>{rows}</table></div>'
-
-
 def _spoken(key: str) -> str:
     words = {"top1": "top-1", "top5": "top-5", "map": "mAP", "ece": "ECE", "nll": "NLL"}
     words |= {f"r{k}": f"R@{k}" for k in (1, 5, 10)}
@@ -298,11 +290,6 @@ def _value(key: str, value: float) -> str:
 
 
 _STYLE = """
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 8px 0 16px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line);
-  vertical-align: middle; }
-th { font-size: .82rem; color: var(--quiet); font-weight: 600; }
 section h2 { border-top: 1px solid var(--line); padding-top: 28px; }
 section h3 { margin: 18px 0 4px; }
 .side { display: grid; gap: 18px; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); }

@@ -1,4 +1,4 @@
-"""What ranks tell: retrieval with several captions an image, languages, videos; zero-shot accuracy.
+"""What ranks tell: retrieval with several captions an image, of videos too; zero-shot accuracy.
 
 - A rank is 1 + the number of wrong answers that score at least as well: a tie counts against the
   model, so a model whose vectors are all the same finds nothing. Peers take the first of equals,
@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +27,7 @@ from diptych.eval.ranking import check_finite, on_host, stronger
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["by_language", "mean_frames", "ranks", "retrieval", "zero_shot"]
+__all__ = ["mean_frames", "ranks", "retrieval", "zero_shot"]
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -94,36 +94,6 @@ def ranks(
     own = _owners(image_of_text, n, m)
     before = stronger(image_vectors, text_vectors, own, range(n))
     return torch.from_numpy(_first(before[:m], own, n)), torch.from_numpy(1 + before[m:])
-
-
-def by_language(
-    image_vectors: Float[Tensor, "n e"],
-    text_vectors: Float[Tensor, "m e"],
-    image_of_text: Int[Tensor, " m"],
-    languages: Sequence[str],
-) -> dict[str, dict[str, float]]:
-    """`retrieval` for each language alone: its texts and the images that they belong to.
-
-    Args:
-        languages: of each text; the table has them in the order in which they come.
-
-    Raises:
-        DataError: as for `retrieval`; or not one language for each text.
-    """
-    n, m = len(image_vectors), len(text_vectors)
-    if len(languages) != m:
-        raise DataError(
-            f"by_language: {len(languages)} languages for {m} texts: give each text one"
-        )
-    own = torch.from_numpy(_owners(image_of_text, n, m))
-    codes = {name: code for code, name in enumerate(dict.fromkeys(languages))}
-    spoken = torch.tensor([codes[name] for name in languages])
-    table = {}
-    for name, code in codes.items():
-        texts = (spoken == code).nonzero()[:, 0]
-        images, place = own[texts].unique(return_inverse=True)
-        table[name] = retrieval(image_vectors[images], text_vectors[texts], place)
-    return table
 
 
 def mean_frames(

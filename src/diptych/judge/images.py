@@ -47,10 +47,10 @@ Views = Callable[[Any, str], Sequence[Any]]
 
 
 class Encoded(NamedTuple, Generic[T]):
-    """An item with the unit vectors of its views [v e]; None and the error, if it has none."""
+    """An item with the unit vectors of its views [v e]; if it failed none, and the error."""
 
     item: T
-    vectors: Float[Tensor, "v e"] | None
+    vectors: Float[Tensor, "v e"]
     error: ImageError | None
 
 
@@ -77,8 +77,6 @@ def encode_items(
             rows = encoder.run_image(collate(pixels))
         start = 0
         for one in some:
-            if one.pixels is None:
-                yield Encoded(one.key, None, one.error)
-                continue
-            yield Encoded(one.key, rows[start : start + len(one.pixels)], None)
-            start += len(one.pixels)
+            views_of = 0 if one.pixels is None else len(one.pixels)
+            yield Encoded(one.key, rows[start : start + views_of], one.error)
+            start += views_of

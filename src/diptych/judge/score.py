@@ -183,8 +183,7 @@ def score_pairs(
         pair = one.item
         if references and not pair.references:
             raise DataError(f"{pair.key}: has no reference. RefCLIPScore needs one for each.")
-        if one.vectors is None:
-            assert one.error is not None
+        if one.error is not None:
             yield from _finished(encoder, waiting, rule, references)
             waiting, num_texts = [], 0
             next(numbers)

@@ -318,20 +318,7 @@ def flat(facts: Row, *, before: str = "") -> Iterable[tuple[str, str]]:
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    cell = "padding:5px 14px 5px 0;text-align:left;vertical-align:top;overflow-wrap:break-word"
-    line = "border-bottom:1px solid var(--line)"
-    top = "".join(f'<th style="{cell}" scope="col">{page.text(h)}</th>' for h in head)
-    rows = "".join(
-        f'<tr style="{line}">'
-        + "".join(f'<td style="{cell}">{page.text(v)}</td>' for v in values)
-        + "</tr>"
-        for values in lines
-    )
-    return (
-        '<div style="overflow-x:auto"><table style="border-collapse:collapse;'
-        'font-variant-numeric:tabular-nums;font-size:.93rem">'
-        f'<thead><tr style="{line}">{top}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    return page.table(head, ([page.text(cell) for cell in line] for line in lines))
 
 
 def _number(value: Any) -> bool:

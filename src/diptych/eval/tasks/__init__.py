@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from diptych.errors import DataError
+from diptych.eval.retrieval import mean_frames
 from diptych.eval.sets import DataSet, Samples, Unused
 from diptych.eval.tasks.choice import choice
 from diptych.eval.tasks.classification import classification
@@ -66,7 +66,9 @@ def measure(
         first = f" The first: {unused[0].key}: {unused[0].reason}" if unused else ""
         raise DataError(f"{row.name}: no sample can be used, of {len(found.samples)}.{first}")
     if frames:
-        vectors = torch.stack([F.normalize(v.mean(0), dim=-1) for v in vectors])
+        numbers = torch.tensor([len(v) for v in vectors])
+        owner = torch.arange(len(vectors)).repeat_interleave(numbers)
+        vectors = mean_frames(torch.cat(vectors), owner)
     samples = [found.samples[i] for i in kept]
     job = Job(
         encoder=encoder,

@@ -9,8 +9,8 @@ import torch
 
 from diptych.engine.prompts import fill
 from diptych.eval import choice as rules
-from diptych.eval.tasks.outcome import Figure, Job, Outcome, Worst, mean, share
-from diptych.eval.uncertainty import bootstrap, wilson
+from diptych.eval.tasks.outcome import Figure, Job, Outcome, Worst, mean, share, share_of
+from diptych.eval.uncertainty import bootstrap
 
 __all__ = ["choice"]
 
@@ -53,7 +53,7 @@ def _winoground(job: Job, scores: torch.Tensor) -> Outcome:
 
 
 def _pairs(job: Job, scores: list[torch.Tensor]) -> Outcome:
-    right = torch.stack([s[0, 0] > s[0, 1:].max() for s in scores])
+    right = torch.cat([rules.one_of(s[:1]) for s in scores])
     figures = {"pair_accuracy": share(right)} | _blind(job)
     groups = np.array([sample.group for sample in job.samples])
     names = np.unique(groups)
@@ -90,9 +90,10 @@ def _blind(job: Job) -> dict[str, Figure]:
         return job.encoder.encode_text(filled, out="torch").cpu().double() @ centre
 
     found = rules.blind([sample.captions for sample in job.samples], score)
-    key, n = "blind_pair_accuracy", len(job.samples)
-    how = f"without looking: the text nearest to the mean picture; Wilson 95 %, n = {n:,}"
-    return {key: Figure(found[key], *wilson(found[key], n), how)}
+    key = "blind_pair_accuracy"
+    figure = share_of(found[key], len(job.samples))
+    how = f"without looking: the text nearest to the mean picture; {figure.how}"
+    return {key: figure._replace(how=how)}
 
 
 def _associations(job: Job, scores: list[torch.Tensor]) -> Outcome:

@@ -28,7 +28,7 @@ from diptych.eval.calibration import (
     reliability,
 )
 from diptych.eval.conformal import Conformal, Rejection
-from diptych.eval.tasks.outcome import Figure, Job, Outcome, Worst, mean, share
+from diptych.eval.tasks.outcome import Figure, Job, Outcome, Worst, mean, share, share_of
 from diptych.eval.uncertainty import bootstrap
 from diptych.eval.zeroshot import zero_shot_weights
 
@@ -64,7 +64,7 @@ def classification(job: Job) -> Outcome:
         "number_of_labels": number_of_labels(ranks, len(weights)),
         "wording": _wording(job, labels),
         "held_out": _held_out(job, shares, labels),
-        "groups": _by_group(ranks, groups),
+        "groups": _by_group(scores, labels, groups),
     }
     top = shares.amax(1)
     return Outcome(
@@ -281,15 +281,13 @@ def _held_out(job: Job, shares: Tensor, labels: Tensor) -> dict[str, Any]:
     return found
 
 
-def _by_group(ranks: Tensor, groups: Sequence[str]) -> list[dict[str, Any]]:
-    names = sorted(set(groups))
-    if len(names) < 2:
+def _by_group(scores: Tensor, labels: Tensor, groups: Sequence[str]) -> list[dict[str, Any]]:
+    if len(set(groups)) < 2:
         return []
-    members = np.array(groups)
     return [
-        {"group": name, "num": int((members == name).sum()), "top1": share(right)._asdict()}
-        for name in names
-        for right in [(ranks.numpy() == 1)[members == name]]
+        {"group": name, "num": n, "top1": share_of(found["top1"], n)._asdict()}
+        for name, found in metrics.group_figures(scores, labels, groups).items()
+        for n in [int(found["n"])]
     ]
 
 

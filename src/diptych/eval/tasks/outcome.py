@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diptych.engine import Encoder
     from diptych.eval.sets import DataSet, Sample
 
-__all__ = ["Figure", "Job", "Outcome", "Worst", "mean", "plain", "share"]
+__all__ = ["Figure", "Job", "Outcome", "Worst", "mean", "plain", "share", "share_of"]
 
 
 class Figure(NamedTuple):
@@ -71,7 +71,11 @@ class Outcome:
 def share(hits: Any) -> Figure:
     """The share of true entries, with Wilson's interval for independent samples."""
     hits = np.asarray(hits)
-    value, n = float(hits.mean()), len(hits)
+    return share_of(float(hits.mean()), len(hits))
+
+
+def share_of(value: float, n: int) -> Figure:
+    """A share of n independent samples, with Wilson's interval."""
     low, high = wilson(value, n)
     return Figure(value, low, high, f"Wilson 95 %, n = {n:,}")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diptych.errors import DataError
-from diptych.judge.examples import read_examples
+from diptych.judge.labelled import read_examples
 from diptych.judge.vocabulary import Label, Vocabulary
 
 WORDS = Vocabulary(
