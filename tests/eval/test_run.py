@@ -97,9 +97,9 @@ def test_every_task_gives_its_headline_with_an_interval(enc, tmp_path):
     found = run(enc, rows, tmp_path / "out")
     assert [result["set"] for result in found] == ["colours", "pairs", "swaps"]
     for result in found:
-        figure = result["figures"][result["headline"]]
-        assert 0 <= figure["value"] <= 1
-        assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
+        assert 0 <= result["figures"][result["headline"]]["value"] <= 1
+        for figure in result["figures"].values():
+            assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
         assert result["num_measured"] == result["protocol"]["num_samples"]
     assert found[0]["chance"] == pytest.approx(1 / 3)
     top1 = found[0]["figures"]["top1"]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["REPORT", "evaluate", "identity_of", "read_report", "read_result"]
 
 REPORT = "report.json"
-_FORMAT = 1  # of result.json; a change of what is measured is a new number
+_FORMAT = 2  # of result.json; a change of what is measured is a new number
 _SIDE = 200  # pixels of a kept picture
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Result = dict[str, Any]

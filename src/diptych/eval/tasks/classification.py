@@ -133,7 +133,11 @@ def _figures(
 
 
 def _calibrated(shares: Tensor, labels: Tensor) -> dict[str, Figure]:
-    """Calibration errors and scores of the probabilities, with a bootstrap over samples."""
+    """Calibration errors and scores of the probabilities, with a bootstrap over samples.
+
+    Samples that are drawn again leave larger errors than there are (each bin is further off), so the
+    interval of an error is as wide as theirs and stands around the figure itself.
+    """
     top, own = shares.topk(min(2, shares.shape[1])).values, shares.gather(1, labels[:, None])[:, 0]
     sure = top[:, :1]
     right = own[:, None].eq(sure) & top.eq(sure).sum(1, keepdim=True).eq(1)  # a tie is wrong
@@ -150,7 +154,9 @@ def _calibrated(shares: Tensor, labels: Tensor) -> dict[str, Figure]:
         interval = bootstrap(
             lambda rows, key=key: calibration_multilabel(sure[rows], right[rows])[key], len(own)
         )
-        found[key] = Figure.of(value, interval)
+        half = (interval.high - interval.low) / 2
+        how = f"as wide as the {interval.method}, around the figure"
+        found[key] = Figure(value, max(value - half, 0.0), value + half, how)
     return found
 
 
