@@ -135,8 +135,8 @@ def _figures(
 def _calibrated(shares: Tensor, labels: Tensor) -> dict[str, Figure]:
     """Calibration errors and scores of the probabilities, with a bootstrap over samples.
 
-    Samples that are drawn again leave larger errors than there are (each bin is further off), so the
-    interval of an error is as wide as theirs and stands around the figure itself.
+    Samples that are drawn again leave larger errors than there are (each bin is further off), so
+    the interval of an error is as wide as theirs and stands around the figure itself.
     """
     top, own = shares.topk(min(2, shares.shape[1])).values, shares.gather(1, labels[:, None])[:, 0]
     sure = top[:, :1]
