@@ -22,6 +22,14 @@ def test_collate_stacks():
         collate([torch.zeros(3, 4, 4), patchify(torch.zeros(3, 4, 4), 2)])
 
 
+def test_collate_of_levels():
+    images = [torch.full((3, 4, 5), i, dtype=torch.uint8) for i in range(3)]
+    batch = collate(images)
+    assert batch.dtype == torch.uint8 and torch.equal(batch, torch.stack(images))
+    with pytest.raises(ImageError, match="either of levels"):
+        collate([images[0], images[1].float()])
+
+
 def test_patches():
     image = torch.arange(3 * 4 * 6).view(3, 4, 6).float()
     patches, grid = patchify(image, 2)

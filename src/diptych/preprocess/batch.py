@@ -15,7 +15,7 @@ from diptych.config import Patches
 from diptych.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, UInt8
 
 
 def patchify(
@@ -42,12 +42,13 @@ def patchify(
 
 
 def collate(
-    images: Sequence[Float[Tensor, "3 H W"]] | Sequence[tuple[Tensor, Tensor]],
-) -> Float[Tensor, "n 3 H W"] | Patches:
+    images: Sequence[Float[Tensor, "3 H W"] | UInt8[Tensor, "3 H W"]]
+    | Sequence[tuple[Tensor, Tensor]],
+) -> Float[Tensor, "n 3 H W"] | UInt8[Tensor, "n 3 H W"] | Patches:
     """An image batch: tensors of one size are stacked; rows of `patchify` are padded and masked.
 
     Raises:
-        ImageError: no image, or tensors of different sizes.
+        ImageError: no image, or tensors of different sizes or types.
     """
     if not images:
         raise ImageError("an empty list is no batch. Give at least one image.")
@@ -58,6 +59,8 @@ def collate(
                 f"images of different sizes cannot be stacked: {sorted(sizes)}. "
                 "Use one Preprocess for all, or patchify them."
             )
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            raise ImageError("a batch is either of levels (uint8) or of normalised pixels")
         return torch.stack(tensors)
     rows = [image for image in images if not isinstance(image, Tensor)]
     if tensors:

@@ -18,10 +18,10 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 
 from PIL import (
     AvifImagePlugin,  # noqa: F401  the plugins that Pillow does not load by itself
@@ -33,6 +33,7 @@ from PIL import (
 )
 
 from diptych.errors import ImageError
+from diptych.preprocess import jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -94,6 +95,11 @@ BIG = 100_000_000
 _big = threading.BoundedSemaphore(2)
 
 
+T = TypeVar("T")
+# Decodes an opened file of Pillow's formats otherwise than `load` does; None: leaves it to `load`.
+Other = Callable[[ImageFile.ImageFile, IO[bytes]], T | None]
+
+
 def open_image(
     source: str | Path | bytes,
     *,
@@ -116,10 +122,29 @@ def open_image(
     Raises:
         ImageError: missing, unreadable, not an image, damaged, cut short, or above a limit.
     """
+    return open_otherwise(
+        source, _not_at_all, limits=limits, name=name, turn=turn, previews=previews
+    )
+
+
+def _not_at_all(image: ImageFile.ImageFile, file: IO[bytes]) -> None:
+    return None
+
+
+def open_otherwise(
+    source: str | Path | bytes,
+    other: Other[T],
+    *,
+    limits: Limits,
+    name: str | None,
+    turn: contextlib.ExitStack | None,
+    previews: bool,
+) -> Image.Image | T:
+    """`open_image`, where `other` may decode what Pillow opened and the limits allow."""
     if isinstance(source, bytes):
         name = name or "image"
         _check_bytes(len(source), limits, name)
-        return _decode(io.BytesIO(source), None, limits, name, turn, previews)
+        return _decode(io.BytesIO(source), None, limits, name, turn, previews, other)
     path = Path(source)
     name = name or str(source)
     try:
@@ -130,7 +155,7 @@ def open_image(
             raise ImageError(f"{name}: is a device or a pipe, not an image. Give a file.")
         _check_bytes(status.st_size, limits, name)
         with path.open("rb") as file:
-            return _decode(file, path, limits, name, turn, previews)
+            return _decode(file, path, limits, name, turn, previews, other)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file. Check the path.") from error
     except PermissionError as error:
@@ -156,7 +181,8 @@ def _decode(
     name: str,
     turn: contextlib.ExitStack | None,
     previews: bool,
-) -> Image.Image:
+    other: Other[T],
+) -> Image.Image | T:
     from diptych.preprocess import heif_raw  # it is built on this module
 
     with quiet():
@@ -165,7 +191,7 @@ def _decode(
                 return heif_raw.open_heif(file, limits=limits, name=name, turn=turn)
             case "raw" if previews or not _opens(file):
                 return heif_raw.open_raw(file, path=path, limits=limits, name=name, turn=turn)
-        return decode_with_pillow(file, limits, name, turn)
+        return _decode_otherwise(file, other, limits, name, turn, FORMATS)
 
 
 def _opens(file: IO[bytes]) -> bool:
@@ -188,6 +214,17 @@ def decode_with_pillow(
     formats: tuple[str, ...] = FORMATS,
 ) -> Image.Image:
     """The decoded picture of a file that Pillow reads. Raises ImageError as `open_image` does."""
+    return _decode_otherwise(file, _not_at_all, limits, name, turn, formats)
+
+
+def _decode_otherwise(
+    file: IO[bytes],
+    other: Other[T],
+    limits: Limits,
+    name: str,
+    turn: contextlib.ExitStack | None,
+    formats: tuple[str, ...],
+) -> Image.Image | T:
     with quiet():
         try:
             image = Image.open(file, formats=formats)
@@ -198,6 +235,10 @@ def decode_with_pillow(
             raise ImageError(f"{name}: {_diagnosis(file, error)}") from error
         _check_header(image, cost, scans, limits, name)
         take_turn(turn, cost)
+        if (done := other(image, file)) is not None:
+            return done
+        if jpeg.fill(image, file):
+            return image
         return load(image, name)
 
 

@@ -1,8 +1,6 @@
 """The arithmetic of pixels: sizes, crops, and what colours, depths and orientation mean.
 
-- The resize is one call of Pillow, whose two passes round to 8 bits between them. Which pass comes
-  first depends on Pillow's version and on the shape (13 starts with the rows where the height
-  shrinks much more, python-pillow/Pillow#9549), so it is not taken apart here.
+- The resize is Pillow's, whose two passes round to 8 bits between them: see `passes`.
 - Orientation, depth and alpha are dealt with in bands of rows: a picture needs memory twice at
   most, and not at all where there is nothing to do.
 """
@@ -17,6 +15,7 @@ from PIL import Image, ImageOps
 from diptych.config import PreprocessConfig
 from diptych.errors import ImageError
 from diptych.preprocess.open import BYTES, PILLOW_ERRORS
+from diptych.preprocess.passes import resize_crop_exactly
 
 BAND = 1 << 20  # pixels of a band: 4 MB in RGB
 
@@ -128,13 +127,13 @@ def resize_crop(image: Image.Image, config: PreprocessConfig, turn: int = 1) -> 
     """`image` at `target_size`, turned, cropped and padded to `config.size`, in its own mode."""
     size = target_size(config, *turned_size(image, turn))
     stored = size if turned_size(image, turn) == image.size else size[::-1]
+    how, box = FILTERS[config.interpolation], crop_box(config, *size)
+    if turn == 1:
+        return pad(resize_crop_exactly(image, size, how, box), config)
     if stored != image.size:
-        image = image.resize(stored, FILTERS[config.interpolation])
-    if turn != 1:
-        image = image.transpose(_TURN[turn][0])
-    if (box := crop_box(config, *size)) != (0, 0, *size):
-        image = image.crop(box)
-    return pad(image, config)
+        image = image.resize(stored, how)
+    image = image.transpose(_TURN[turn][0])
+    return pad(image if box == (0, 0, *size) else image.crop(box), config)
 
 
 def original(image: Image.Image, config: PreprocessConfig) -> Image.Image:
