@@ -1,14 +1,18 @@
-"""`diptych models`: list, show, check, convert."""
+"""`diptych models`: list, show, check, convert, export."""
 
+import importlib.util
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import diptych
+from diptych.cli.main import cli
 
 
 def test_list_and_show(run):
@@ -94,3 +98,55 @@ def test_the_card_of_a_file(run, tmp_path):
     (shown,) = run("models", "show", str(path), "--json").records
     assert shown["licence"] == "Apache-2.0"
     assert shown["parameters"] > 1e6
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """The image tower of `model` as a folder of `diptych models export`, and what it printed."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = tmp_path_factory.mktemp("exported") / "out"
+    arguments = ["models", "export", model, str(out), "--tower", "image", "--json"]
+    ran = CliRunner().invoke(cli, arguments, prog_name="diptych")
+    assert ran.exit_code == 0, ran.output
+    return out, json.loads(ran.stdout)
+
+
+@pytest.mark.slow
+def test_export(exported):
+    out, record = exported
+    assert sorted(record["files"]) == ["image.onnx", "reference.safetensors"]
+    assert {file.name for file in out.iterdir()} == {"diptych.json", *record["files"]}
+    assert [p["what"] for p in record["parity"]] == ["8 rows", "1 row"]
+    assert all(p["max_abs"] <= 2e-6 for p in record["parity"])
+
+
+@pytest.mark.slow
+def test_check_of_an_exported_folder(run, exported, model, tmp_path):
+    out, _ = exported
+    ran = run("models", "check", out)
+    assert ran.code == 0
+    assert "image, 2 rows" in ran.out and "all as they should be" in ran.out
+    (found,) = run("models", "check", out, "--model", model, "--json").records
+    assert found["differs"] is False
+    assert found["fingerprint"] == diptych.load(model).fingerprint
+    assert "image, 8 rows" in found
+    other = tmp_path / "other.safetensors"
+    diptych.zoo.save(diptych.build(diptych.load(model).config, seed=5), other)
+    ran = run("models", "check", out, "--model", other)
+    assert ran.code == 1
+    assert "DIFFERS" in ran.out and "another model" in ran.out
+
+
+def test_check_of_a_checkpoint_takes_no_model(run, model):
+    ran = run("models", "check", model, "--model", model)
+    assert ran.code == 2
+    assert "is no exported folder" in ran.err
+
+
+def test_export_names_the_extra_that_is_missing(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    ran = run("models", "export", model, tmp_path / "out")
+    assert ran.code == 2
+    assert "pip install 'diptych[export]'" in ran.err
+    assert not (tmp_path / "out").exists()

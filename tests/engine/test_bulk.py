@@ -218,8 +218,8 @@ def test_retry_encodes_the_failures_alone(partly, tmp_path):
     cure()
     assert run(enc, path, out)["a.tar"].state == "known"
     seen = []
-    once = enc.preprocess.resize
-    enc.preprocess.resize = lambda image, **rest: seen.append(rest["name"]) or once(image, **rest)
+    once = enc.preprocess.uint8
+    enc.preprocess.uint8 = lambda image, **rest: seen.append(rest["name"]) or once(image, **rest)
     again = run(enc, path, out, retry_failed=True)["a.tar"]
     assert sorted(seen) == ["bad", "large0", "large1", "large2"]
     assert (again.state, again.manifest.rows, again.manifest.errors) == ("done", 9, 1)

@@ -14,11 +14,14 @@ from diptych.config import (
     ConceptsConfig,
     EfficientNetConfig,
     PaletteConfig,
+    PreprocessConfig,
     ResNetConfig,
     TextConfig,
     ViTConfig,
 )
+from diptych.engine import lower_transformer
 from diptych.engine.lower import Lowered
+from diptych.preprocess.pipeline import normalise_batch
 
 VIT = ViTConfig(image_size=(32, 32), patch_size=8, width=64, layers=3, heads=4, mlp_dim=160)
 TEXT = TextConfig(context_length=20, vocab_size=99, width=64, layers=3, heads=4, mlp_dim=128)
@@ -200,11 +203,11 @@ def test_padding_of_bert_costs_and_changes_nothing():
     scattered = ids.clone()
     scattered[0, 1] = 0  # padding may stand anywhere
     assert (fast(scattered) - tower(scattered)).abs().max() <= 2e-6
-    lengths = []
+    rows = []
     hook = tower.embed
-    tower.embed = lambda ids: lengths.append(ids.shape[1]) or hook(ids)
+    tower.embed = lambda ids: rows.append(ids.numel()) or hook(ids)
     fast(ids)
-    assert lengths == [8]
+    assert rows == [int((ids != 0).sum())]
 
 
 @pytest.mark.parametrize("name", ["efficientnet", "bert"])
@@ -236,6 +239,63 @@ def test_many_images_are_cut_and_joined_in_order():
     tower, x = noisy(NET), torch.randn(70, 3, 66, 75)
     assert len(lowered(tower)(x)) == 70
     assert (lowered(tower)(x) - tower(x)).abs().max() <= 1e-5
+
+
+PIXELS = PreprocessConfig(size=(32, 32), mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+
+
+@pytest.mark.parametrize("name", ["openai", "siglip", "resnet", "efficientnet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_uint8_is_normalised_inside(name, dtype):
+    tower, cfg = noisy(TOWERS[name]), TOWERS[name]
+    levels = torch.randint(0, 256, (5, 3, *cfg.image_size), dtype=torch.uint8)
+    floats = normalise_batch(levels, PIXELS)
+    fast = Lowered(tower, dtype=dtype, pixels=PIXELS)
+    if dtype == torch.float32:
+        assert torch.equal(fast(levels), fast(floats))
+    else:
+        assert F.cosine_similarity(fast(levels).double(), tower(floats).double()).min() >= 0.9998
+
+
+@torch.no_grad()
+def test_uint8_reaches_a_tower_that_is_not_lowered():
+    tower = noisy(VIT)
+    tower.blocks[1].register_forward_hook(hook)
+    levels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    fast = Lowered(tower, dtype=torch.bfloat16, pixels=PIXELS)
+    assert torch.equal(fast(levels), tower(normalise_batch(levels, PIXELS)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_images_that_run_in_parts_keep_their_order(dtype, monkeypatch):
+    tower, x = noisy(VIT), torch.randn(7, 3, 32, 32)
+    fast = lowered(tower, dtype)
+    whole = fast(x)
+    monkeypatch.setattr(lower_transformer, "_ROWS_AT_ONCE", 2 * 16)
+    assert F.cosine_similarity(fast(x).double(), whole.double()).min() >= 0.99999
+
+
+@pytest.mark.parametrize("name", ["causal", "eos", "bert", "bert class"])
+@torch.no_grad()
+def test_no_row_is_spent_on_padding_and_order_is_kept(name):
+    tower, ids = noisy(TOWERS[name]), batch(TOWERS[name])
+    ids = ids[[3, 0, 5, 1, 1, 4, 2]]
+    rows = []
+    hook = tower.embed
+    tower.embed = lambda ids: rows.append(ids.numel()) or hook(ids)
+    fast = lowered(tower)(ids)
+    ends = (ids != 0).sum() if name.startswith("bert") else (tower.pooled(ids) + 1).sum()
+    assert rows == [int(ends)]
+    assert (F.normalize(fast, dim=-1) - F.normalize(tower(ids), dim=-1)).abs().max() <= 2e-6
+
+
+@torch.no_grad()
+def test_a_text_of_bert_that_begins_with_padding():
+    tower, ids = noisy(TOWERS["bert class"]), batch(BERT)
+    ids[2, 0] = 0
+    assert (lowered(tower)(ids) - tower(ids)).abs().max() <= 1e-5
 
 
 @torch.no_grad()

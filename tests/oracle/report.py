@@ -67,6 +67,10 @@ SECTIONS = {
     ),
     "Tokens": "Token ids; the figure counts the texts whose ids differ.",
     "Pixels": "Preprocessed pixels against the peer's arithmetic.",
+    "Exports": (
+        "ONNX files written by `export`, run by ONNX Runtime and OpenVINO, against the peer's own "
+        "model; largest absolute difference of unit rows."
+    ),
     "Look-alikes": (
         "`diptych.compat` through the peers' own calls, on the same weights: features that are "
         "not normalised, logits, gradients, and what whole scripts print. SigLIP and CLIPA are "

@@ -1,6 +1,8 @@
 """`towers.build`: sizes of the published architectures, scalars, seeds, errors."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -148,3 +150,11 @@ def test_activation_is_data(tiny_vit, act):
         case "gelu_tanh":
             expected = 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
     assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_an_outline_imports_no_compiler():
+    code = (
+        "import sys; from diptych import towers, zoo; towers.outline(zoo.get('mini').config); "
+        "sys.exit(any(name in sys.modules for name in ('sympy', 'torch._dynamo')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -17,7 +17,7 @@ from diptych.cli.main import on_a_line, printable
 
 if TYPE_CHECKING:
     from diptych.engine import Encoder
-    from diptych.preprocess.pipeline import Mode
+    from diptych.preprocess.pipeline import Mode, Pixels
 
 DEFAULT_MODEL = "mini"
 
@@ -42,7 +42,7 @@ def model_options(command: Callable) -> Callable:
 
 
 def running_options(*, mode: Mode = "right") -> Callable[[Callable], Callable]:
-    """--config, --device, --precision, --mode, --offline: how a model is opened and run."""
+    """--config, --device, --precision, --mode, --pixels, --offline: how a model is run."""
     options = [
         click.option(
             "--config",
@@ -51,10 +51,10 @@ def running_options(*, mode: Mode = "right") -> Callable[[Callable], Callable]:
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps."),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "fp32", "bf16"]),
+            type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
             default="auto",
             show_default=True,
-            help="auto: bf16 where the CPU multiplies it and the towers bear it.",
+            help="auto: bf16 where the CPU multiplies it faster and the towers bear it.",
         ),
         click.option(
             "--mode",
@@ -62,6 +62,13 @@ def running_options(*, mode: Mode = "right") -> Callable[[Callable], Callable]:
             default=mode,
             show_default=True,
             help="right: EXIF, 16 bits and alpha are honoured. original: the publisher's bits.",
+        ),
+        click.option(
+            "--pixels",
+            type=click.Choice(["exact", "near", "fast"]),
+            default="exact",
+            show_default=True,
+            help="exact: Pillow's bits. near: within 1 level of 255. fast: large JPEGs within 3.",
         ),
         offline_option,
     ]
@@ -85,13 +92,25 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 
 def load_model(
-    model: str, config: str | None, device: str, precision: str, mode: Mode, offline: bool | None
+    model: str,
+    config: str | None,
+    device: str,
+    precision: str,
+    mode: Mode,
+    pixels: Pixels,
+    offline: bool | None,
 ) -> Encoder:
     """The encoder that the options of `model_options` ask for."""
     from diptych.engine import load
 
     return load(
-        model, config=config, device=device, precision=precision, mode=mode, offline=offline
+        model,
+        config=config,
+        device=device,
+        precision=precision,
+        mode=mode,
+        pixels=pixels,
+        offline=offline,
     )
 
 

@@ -102,7 +102,7 @@ def index(
             return
         wished = frozenset(
             name
-            for name in ("model", "mode", "config")
+            for name in ("model", "mode", "config", "pixels")
             if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
         )
         try:
@@ -144,7 +144,7 @@ def _index(
         if large:
             encoder.preprocess.limits = LARGE
         first = True
-        while first or watch is not None:
+        while True:
             with _telling(as_json) as callbacks:
                 outcome = update(
                     store, writer, encoder, roots, options=options,
@@ -158,8 +158,10 @@ def _index(
                 click.echo(f"Note: {printable(str(error))} A search works without it.", err=True)
             if first or outcome.num_changes:
                 _summary(store, outcome, as_json=as_json)
+            if watch is None:
+                break
             first = False
-            time.sleep(watch or 0)
+            time.sleep(watch)
         if approximate is not None:
             _approximate(store, encoder, approximate, as_json=as_json)
     if outcome.failed or outcome.found.unreadable or outcome.found.empty:
@@ -179,7 +181,7 @@ def _import(
 ) -> None:
     if folders:
         raise click.UsageError("--from-... takes no FOLDERS. Index them with a second command.")
-    names = ("model", "config", "device", "precision", "mode", "offline")
+    names = ("model", "config", "device", "precision", "mode", "pixels", "offline")
     with store.writer() as writer:
         encoder, options = _encoder(store, wished=wished, model={n: rest[n] for n in names})
         for kind, source in given.items():
@@ -225,9 +227,10 @@ def _encoder(
             raise click.UsageError(f"--{name} belongs to --model. Name the model as well.")
         kept = known[0].options
         model |= {"model": kept["name"], "config": kept.get("config"), "mode": kept["mode"]}
+        model["pixels"] = kept.get("pixels", "exact")
     encoder = load_model(**model)
-    name = model["model"]
-    return encoder, {"name": name_to_keep(name), "config": model["config"], "mode": model["mode"]}
+    kept = {key: model[key] for key in ("config", "mode", "pixels")}
+    return encoder, {"name": name_to_keep(model["model"]), **kept}
 
 
 @contextmanager

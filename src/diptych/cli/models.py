@@ -1,4 +1,4 @@
-"""`diptych models`: list, show, download, check and convert checkpoints."""
+"""`diptych models`: list, show, download, check, convert and export models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from diptych.cli.common import emit, failed, finish, json_option, offline_option
 from diptych.errors import DiptychError
 
 if TYPE_CHECKING:
+    from diptych.engine.graph import Format as Graph
+    from diptych.engine.graph import Precision, Tower
     from diptych.zoo import Fetched, Format
 
 
 @click.group()
 def models() -> None:
-    """List, show, download, check and convert models."""
+    """List, show, download, check, convert and export models."""
 
 
 @models.command("list")
@@ -125,19 +127,28 @@ def _report(name: str, fetched: Fetched, *, as_json: bool) -> None:
 
 @models.command()
 @click.argument("model")
+@click.option(
+    "--model",
+    "against",
+    help="Of an exported folder: the model to hold it against, else what was stored in it.",
+)
 @click.option("--config", help="For a file of bare weights: the name of the model it belongs to.")
 @offline_option
 @json_option
-def check(model: str, config: str | None, offline: bool | None, as_json: bool) -> None:
+def check(
+    model: str, against: str | None, config: str | None, offline: bool | None, as_json: bool
+) -> None:
     """Check a checkpoint: keys, shapes, NaN, hash, the fast path, and the published outputs.
 
     MODEL is a name of `diptych models list`, a file or a folder; what is not here is fetched. The
     fast path is held against the fp32 reference, and the outputs of models whose publisher printed
-    some against those: REPRODUCES, or DIFFERS BY how much (exit code 1).
+    some against those: REPRODUCES, or DIFFERS BY how much (exit code 1). Of a folder that `diptych
+    models export` has written: the hashes of its files, and whether their vectors are still those
+    of the model.
     """
     from diptych.engine.check import check_model
 
-    facts = check_model(model, config=config, offline=offline)
+    facts = check_model(model, config=config, offline=offline, against=against)
     if as_json:
         emit(facts)
     else:
@@ -169,6 +180,68 @@ def convert(model: str, out: Path, format_: Format, config: str | None) -> None:
 
     zoo.write(zoo.open_model(model, config=config), out, format=format_)
     click.echo(f"{out}: written in the layout of {format_}", err=True)
+
+
+@models.command("export")
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["onnx", "torch"]),
+    default="onnx",
+    show_default=True,
+    help="onnx: for ONNX Runtime and its like. torch: for torch.export.load.",
+)
+@click.option(
+    "--tower", type=click.Choice(["image", "text"]), help="Write this one alone.", metavar="TOWER"
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16: ONNX weights are stored in half; the arithmetic stays fp32.",
+)
+@click.option(
+    "--uint8", is_flag=True, help="Images go in as levels 0..255; the graph normalises them."
+)
+@click.option("--config", help="For a file of bare weights: the name of the model it belongs to.")
+@offline_option
+@json_option
+def export_(
+    model: str,
+    out: Path,
+    format_: Graph,
+    tower: Tower | None,
+    precision: Precision,
+    uint8: bool,
+    config: str | None,
+    offline: bool | None,
+    as_json: bool,
+) -> None:
+    """Write MODEL to the folder OUT as graphs that other programs run.
+
+    \b
+    image.onnx and text.onnx, or .pt2, with the normalisation to unit rows inside; the tokenizer's
+    files; diptych.json, which says what goes in and comes out. Each graph is held against the model
+    on sample photographs and captions: if it differs, nothing is written. Extra `export`.
+    """
+    from dataclasses import asdict
+
+    from diptych.cli.common import load_model
+    from diptych.engine.export import export
+
+    encoder = load_model(model, config, "cpu", "fp32", "right", "exact", offline)
+    towers: tuple[Tower, ...] = ("image", "text") if tower is None else (tower,)
+    done = export(encoder, out, format=format_, towers=towers, precision=precision, uint8=uint8)
+    if as_json:
+        parity = [asdict(measured) for measured in done.parity]
+        emit({"path": str(out), "format": format_, "files": done.files, "parity": parity})
+        return
+    for measured in done.parity:
+        click.echo(f"{measured.tower}, {measured.what}: {measured}")
+    click.echo(f"{out}: written, and held against the model", err=True)
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""`diptych models check`: is this checkpoint whole, the published one, and does it run right?"""
+"""`diptych models check`: is this checkpoint whole, the published one, and does it run right?
+
+Of an exported folder: are its files those that were written, and do they give the model's vectors?
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,10 @@ import torch.nn.functional as F
 
 from diptych import zoo
 from diptych.config import CLIPConfig, TextConfig
+from diptych.engine.exported import check_export, is_export, read_manifest
 from diptych.engine.golden import compare
-from diptych.engine.load import encoder_of
+from diptych.engine.load import encoder_of, load
+from diptych.errors import ConfigError
 
 __all__ = ["check_model"]
 
@@ -19,18 +24,31 @@ def check_model(
     *,
     config: CLIPConfig | str | None = None,
     offline: bool | None = None,
+    against: str | Path | None = None,
 ) -> dict[str, Any]:
     """Fetch what is not here, read it strictly, and compare its outputs with published ones.
+
+    Args:
+        against: of an exported folder: the model that it was made of; None: the vectors that lie in
+            the folder. `config` then belongs to that model.
 
     Returns:
         What was found, in words: format, source, notes, parameters, SHA-256 of the file beside the
         published one, where it was fetched from, fingerprint, the smallest cosine of the fast path
         to the fp32 reference over 8 random images and 8 random rows of token ids, the "published
         outputs", a line each (`golden.Comparison`), and "differs": whether one of them does.
+        Of an exported folder: see `exported.check_export`.
 
     Raises:
         CheckpointError: a key, a shape, a number or the hash is wrong; says which.
     """
+    if is_export(name):
+        return _check_export(Path(name), against, config, offline)
+    if against is not None:
+        raise ConfigError(
+            f"{name}: is no exported folder, so there is nothing to hold against {against}. Leave "
+            "--model out, or type: diptych models export"
+        )
     checkpoint = zoo.open_model(name, config=config, offline=offline)
     encoder = encoder_of(checkpoint, name=str(name))
     facts: dict[str, Any] = {"model": str(name), "format": checkpoint.format}
@@ -52,6 +70,18 @@ def check_model(
             encoder.run_text(ids), encoder.model.text, ids
         )
     return facts | _published_outputs(name, config, checkpoint, offline)
+
+
+def _check_export(
+    folder: Path,
+    against: str | Path | None,
+    config: CLIPConfig | str | None,
+    offline: bool | None,
+) -> dict[str, Any]:
+    if against is None:
+        return check_export(folder)
+    how = {"device": "cpu", "precision": "fp32", "mode": read_manifest(folder)["mode"]}
+    return check_export(folder, load(against, config=config, offline=offline, **how))
 
 
 def _cosine(rows: torch.Tensor, tower: torch.nn.Module, batch: torch.Tensor) -> str:

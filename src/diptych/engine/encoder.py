@@ -17,11 +17,12 @@ from torch import Tensor
 
 from diptych import zoo
 from diptych.config import BertConfig, CLIPConfig, TextConfig, TokenizerConfig
-from diptych.engine.device import pick_device, pick_precision
-from diptych.engine.lower import Lowered, Versions
+from diptych.engine.cuda import Graphs, Uploader
 from diptych.engine.prompts import fill, templates_of
 from diptych.engine.results import Classification
-from diptych.engine.stream import Batch, decode, num_threads, sources
+from diptych.engine.runners import Engine, Runner, pick, runners
+from diptych.engine.stream import Batch, decode, num_processes, num_threads, one_ahead, sources
+from diptych.engine.versions import Versions
 from diptych.engine.video import frames
 from diptych.errors import ConfigError, ImageError, TextError
 from diptych.model import CLIP
@@ -34,7 +35,6 @@ __all__ = ["Encoder"]
 
 log = logging.getLogger("diptych")
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TEXTS_AT_ONCE = 8192  # tokenised together, so that a list of any length takes bounded memory
 
 
@@ -46,7 +46,7 @@ class Encoder:
     Attributes:
         model: the `CLIP` module in fp32. Train or change it: the encoder notices.
         config, preprocess, tokenizer: what belongs to the weights.
-        device, precision: where and how the towers run ("fp32" or "bf16").
+        device, precision: where and how the towers run ("fp32", "bf16", "fp16" or "int8").
         card: a dict of what is known: name, source, licence, notes.
         batch_size: images (and texts) that run at once.
     """
@@ -61,12 +61,12 @@ class Encoder:
         folder: Path | None = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        engine: Engine = "torch",
         card: dict[str, Any] | None = None,
         fingerprint: str | None = None,
     ):
         _check_tokenizer(config, tokenizer)
-        self.device = pick_device(device)
-        self.precision = pick_precision(precision, self.device, config)
+        self.device, self.precision = pick(engine, device, precision, config)
         self.model = model.to(self.device).eval()
         self.config = config
         self.preprocess = preprocess
@@ -78,9 +78,17 @@ class Encoder:
         self._fingerprint: tuple[Versions, str] | None = None
         if fingerprint is not None:
             self._fingerprint = (Versions(self.model), fingerprint)
-        dtype = _DTYPES[self.precision]
-        self._visual = Lowered(self.model.visual, dtype=dtype)
-        self._text = Lowered(self.model.text, dtype=dtype)
+        self._visual, self._text = runners(
+            self.model,
+            engine,
+            self.precision,
+            config=config,
+            preprocess=preprocess,
+            tokenizer=tokenizer,
+            folder=folder,
+            fingerprint=fingerprint,
+        )
+        self._upload = Uploader(self.device)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -106,8 +114,8 @@ class Encoder:
 
         Two copies of a model in two formats have the same one. Precision stands beside it.
         """
-        now = Versions(self.model)
-        if self._fingerprint is None or self._fingerprint[0] != now:
+        if self._fingerprint is None or not self._fingerprint[0].same_tensors():
+            now = Versions(self.model)
             found = zoo.fingerprint(
                 self.model.state_dict(),
                 self.preprocess.config,
@@ -121,9 +129,11 @@ class Encoder:
 
     def __repr__(self) -> str:
         name = self.card.get("name", "a model")
+        exact = self.preprocess.pixels == "exact"
+        pixels = "" if exact else f", pixels={self.preprocess.pixels!r}"
         return (
             f"Encoder({name}, embed_dim={self.config.embed_dim}, "
-            f"{self.precision} on {self.device}, mode={self.mode!r})"
+            f"{self.precision} on {self.device}, mode={self.mode!r}{pixels})"
         )
 
     def encode_image(
@@ -244,7 +254,7 @@ class Encoder:
         for second, picture in frames(path, every=every, limits=limits):
             seconds.append(second)
             # here, not in threads: a window of decoded pictures would take gigabytes
-            pixels.append(self.preprocess(picture, name=f"{path} at second {second:.2f}"))
+            pixels.append(self.preprocess.uint8(picture, name=f"{path} at second {second:.2f}"))
             if len(pixels) == self.batch_size:
                 rows.append(self.run_image(collate(pixels)))
                 pixels = []
@@ -254,16 +264,23 @@ class Encoder:
 
     def stream_pairs(self, items: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
         """`stream` of (key, image) pairs, under the caller's keys; vectors are tensors."""
+        batches = self._batches(items)
+        # a GPU is given the next batch before anybody waits for this one
+        return one_ahead(batches) if self.device.type == "cuda" else batches
+
+    def _batches(self, items: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
         keys, pixels, errors = [], [], {}
 
         def batch() -> Batch:
             vectors = torch.empty(0, self.config.embed_dim, device=self.device)
             if pixels:
-                vectors = self.run_image(collate(pixels))
+                rows = collate(pixels)
+                vectors = self.run_image(self._upload(rows) if isinstance(rows, Tensor) else rows)
             return Batch(keys, vectors, errors)
 
         window = 2 * self.batch_size
-        for done in decode(items, self.preprocess, threads=num_threads(), window=window):
+        how = {"threads": num_threads(), "processes": num_processes(), "window": window}
+        for done in decode(items, self.preprocess.uint8, **how):
             if done.pixels is None:
                 errors[done.key] = done.error
             else:
@@ -276,16 +293,20 @@ class Encoder:
             yield batch()
 
     def run_image(self, batch: Any) -> Tensor:
-        """Unit rows [n, e] of an image batch that is prepared already, by the fast path."""
+        """Unit rows [n, e] of an image batch that is prepared already, by the fast path: what
+        `collate` makes of `Preprocess.uint8` or of `Preprocess`, that is uint8 or normalised.
+        """
         return self._unit(self._visual, batch)
 
     def run_text(self, ids: Tensor) -> Tensor:
         """Unit rows [n, e] of token ids [n, s], by the fast path."""
         return self._unit(self._text, ids)
 
-    def _unit(self, tower: Lowered, batch: Any) -> Tensor:
+    def _unit(self, tower: Runner, batch: Any) -> Tensor:
+        if not isinstance(tower, Graphs):  # those cut texts before they copy them up
+            batch = _to(batch, self.device)
         with torch.no_grad():
-            return F.normalize(tower(_to(batch, self.device)).float(), dim=-1)
+            return F.normalize(tower(batch).float(), dim=-1)
 
     def classify(
         self,

@@ -21,9 +21,10 @@ from diptych.config import (
     ViTConfig,
 )
 from diptych.engine.encoder import Encoder
+from diptych.engine.runners import Engine
 from diptych.errors import ConfigError
 from diptych.preprocess import Preprocess
-from diptych.preprocess.pipeline import Mode
+from diptych.preprocess.pipeline import Mode, Pixels
 
 __all__ = ["build", "encoder_of", "load"]
 
@@ -36,6 +37,8 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "auto",
     mode: Mode = "right",
+    pixels: Pixels = "exact",
+    engine: Engine = "torch",
     cache_dir: str | Path | None = None,
     config: CLIPConfig | str | None = None,
     offline: bool | None = None,
@@ -46,9 +49,12 @@ def load(
         name: a name of `diptych.list_models()`, a checkpoint file or folder of any publisher, or
             "hf:org/name@revision".
         device: "auto", or what torch understands.
-        precision: "fp32", "bf16", or "auto": bf16 where the CPU multiplies it and both towers bear
-            it (transformers), fp32 elsewhere.
+        precision: "fp32", "bf16", "fp16", "int8", or "auto": bf16 where the CPU multiplies it
+            faster than fp32 and both towers bear it (transformers), fp32 elsewhere.
         mode: "right" honours EXIF, 16 bits and alpha; "original" gives the publisher's pixels.
+        pixels: "exact" gives Pillow's bits; "near" and "fast" how far off, `Preprocess` says.
+        engine: "torch", or "onnxruntime": fp32 on the CPU by ONNX Runtime, from graphs that are
+            exported once into the cache. Extra `export`.
         cache_dir: where weights are kept, in place of $DIPTYCH_CACHE.
         config: for a file of bare weights: a `CLIPConfig`, or the name of the registry's model
             that it belongs to (which brings preprocessing and tokenizer).
@@ -60,7 +66,15 @@ def load(
         CheckpointError: a file that is not what it claims to be; UnsafeFileError if it holds code.
     """
     checkpoint = zoo.open_model(name, cache_dir=cache_dir, config=config, offline=offline)
-    return encoder_of(checkpoint, name=str(name), device=device, precision=precision, mode=mode)
+    return encoder_of(
+        checkpoint,
+        name=str(name),
+        device=device,
+        precision=precision,
+        mode=mode,
+        pixels=pixels,
+        engine=engine,
+    )
 
 
 def encoder_of(
@@ -70,6 +84,8 @@ def encoder_of(
     device: str | torch.device = "auto",
     precision: str = "auto",
     mode: Mode = "right",
+    pixels: Pixels = "exact",
+    engine: Engine = "torch",
 ) -> Encoder:
     """The encoder of a checkpoint that has been read.
 
@@ -86,11 +102,12 @@ def encoder_of(
     return Encoder(
         model,
         config=checkpoint.config,
-        preprocess=Preprocess(checkpoint.preprocess, mode),
+        preprocess=Preprocess(checkpoint.preprocess, mode, pixels=pixels),
         tokenizer=checkpoint.tokenizer,
         folder=checkpoint.folder,
         device=device,
         precision=precision,
+        engine=engine,
         card=checkpoint.card(name),
         fingerprint=fingerprint,
     )

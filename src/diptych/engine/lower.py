@@ -1,32 +1,43 @@
-"""The fast path: a tower as packed calls, in bfloat16 or fp32, equal to the tower up to rounding.
+"""The fast path: a tower as packed calls, in a reduced precision or fp32, equal up to rounding.
 
-- q, k, v are fused and weights packed for oneDNN; the residual stream and every norm stay fp32.
-- Texts of causal towers run at their real length: what stands after EOT cannot reach it.
-- BERT's texts are cut to the longest real one of the batch: padding reaches nothing there.
-- The last block computes only the pooled position, where there is one.
+- What it does and leaves out stands in `lower_transformer` and `lower_conv`.
 - A tower is lowered only if every module in it is exactly of a type known here and nothing hooks
   into it; anything else (LoRA, hooks, a tower of another package) runs unchanged.
-- Packed weights are keyed on each parameter's identity, storage and `_version`, so an optimiser
-  step repacks them. Writing through `.data` hides from torch's counter and from us.
+- Packed weights hold for one state of the tower (`Versions`): an optimiser step repacks them.
 """
 
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from diptych.config import PreprocessConfig
+from diptych.engine.gate import fit_int8
 from diptych.engine.lower_conv import FastEfficientNet, FastResNet
-from diptych.engine.lower_parts import Dense, attend, pack_mlp
+from diptych.engine.lower_transformer import (
+    Blocks,
+    FastBert,
+    FastText,
+    FastVision,
+    Tower,
+    blocks_of,
+)
+from diptych.engine.versions import Versions
 from diptych.model.text import TextTransformer
-from diptych.model.transformer import MLP, Attention, AttentionPool, Block, Hidden
-from diptych.model.vision import VisionTransformer, resize_positions
+from diptych.model.transformer import MLP, Attention, AttentionPool, Block
+from diptych.model.vision import VisionTransformer
+from diptych.preprocess.pipeline import normalise_batch, statistics
 from diptych.towers.bert import BertBlock, BertEncoder
 from diptych.towers.concepts import ConceptHead, Palette
 from diptych.towers.efficientnet import ConvNorm, EfficientNet, MBConv, SqueezeExcite
 from diptych.towers.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 
-__all__ = ["Lowered", "Versions"]
+__all__ = ["Lowered"]
+
+Run: TypeAlias = Callable[[Tensor], Tensor]
 
 _KNOWN = {
     *(VisionTransformer, TextTransformer, ModifiedResNet, Bottleneck, AttentionPool2d),
@@ -37,25 +48,10 @@ _KNOWN = {
 }
 
 
-class Versions:
-    """A note of a module's tensors, equal to a later one if none was replaced or written since.
-
-    It keeps the tensors alive: the address of a freed one could come back with other values.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.tensors = [*module.parameters(), *module.buffers()]
-        self.state = [(id(t), t.data_ptr(), t._version) for t in self.tensors]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Versions) and self.state == other.state
-
-    __hash__ = None  # it compares tensors that change
-
-
 def _is_plain(tower: nn.Module) -> bool:
-    return not tower.training and all(
-        type(m) in _KNOWN and not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
+    return all(
+        type(m) in _KNOWN
+        and not (m.training or m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
         for m in tower.modules()
     )
 
@@ -65,207 +61,80 @@ class Lowered:
 
     Args:
         tower: the reference, which stays as it is.
-        dtype: of the matrix products, torch.bfloat16 or torch.float32.
+        dtype: of the matrix products: torch.bfloat16, torch.float16 or torch.float32.
+        pixels: of an image tower, for batches of uint8 [n 3 H W]: how they are normalised.
+        samples: for int8: makes the batch (floats, or ids) that its steps are fitted to. The first
+            call then raises ConfigError if the tower does not bear int8.
     """
 
-    def __init__(self, tower: nn.Module, *, dtype: torch.dtype):
-        self.tower = tower
-        self.dtype = dtype
+    def __init__(
+        self,
+        tower: nn.Module,
+        *,
+        dtype: torch.dtype,
+        pixels: PreprocessConfig | None = None,
+        samples: Callable[[], Tensor] | None = None,
+    ):
+        self.tower, self.dtype, self.pixels, self.samples = tower, dtype, pixels, samples
         self._lock = threading.Lock()
-        self._packed: tuple[Versions, Callable[[Tensor], Tensor]] | None = None
+        self._packed: tuple[Versions, Run] | None = None
 
     def __call__(self, batch) -> Tensor:
-        if not _is_plain(self.tower):
-            return self.tower(batch)
-        return self._run()(batch)
+        run = self._run()
+        folds = isinstance(run, FastVision) and run.folds
+        if isinstance(batch, Tensor) and batch.dtype == torch.uint8 and not folds:
+            assert self.pixels is not None
+            batch = normalise_batch(batch, self.pixels)
+        return run(batch)
 
-    def _run(self) -> Callable[[Tensor], Tensor]:
-        key = Versions(self.tower)
+    def fixed(self) -> Run | None:
+        """The run for the weights of this moment, which reads no value on the host and so can be
+        captured in a CUDA graph; None: the tower runs as it is.
+        """
+        run = self._run()
+        if run is self.tower:
+            return None
+        if self.pixels is None or (isinstance(run, FastVision) and run.folds):
+            return run
+        mean, std = statistics(self.pixels, next(self.tower.parameters()).device)
+
+        def whole(batch: Tensor) -> Tensor:
+            return run((batch.float() / 255 - mean) / std if batch.dtype == torch.uint8 else batch)
+
+        return whole
+
+    def _run(self) -> Run:
         with self._lock:
-            if self._packed is None or self._packed[0] != key:
-                self._packed = (key, self._pack())
+            if self._packed is None or not self._packed[0].hold():
+                now = Versions(self.tower)
+                with torch.no_grad():
+                    self._packed = (now, self._pack() if _is_plain(self.tower) else self.tower)
             return self._packed[1]
 
-    def _pack(self) -> Callable[[Tensor], Tensor]:
-        match self.tower:
+    def _pack(self) -> Run:
+        tower = self.tower
+        match tower:
             case VisionTransformer():
-                return _Vision(self.tower, self.dtype)
-            case TextTransformer() if self.tower.cfg.pad_id is None:
-                return _Text(self.tower, self.dtype)
+                how = {"dtype": self.dtype, "pixels": self.pixels}
+                return self._with_blocks(tower, partial(FastVision, tower, **how))
+            case TextTransformer() if tower.cfg.pad_id is None:
+                return self._with_blocks(tower, partial(FastText, tower))
             case BertEncoder():
-                return _Bert(self.tower, self.dtype)
+                return self._with_blocks(tower, partial(FastBert, tower))
             case EfficientNet():
-                return FastEfficientNet(self.tower)
-            case ModifiedResNet() if self.dtype == torch.bfloat16:
-                return FastResNet(self.tower, self.dtype)
-        return self.tower
+                return FastEfficientNet(tower)
+            case ModifiedResNet() if self.dtype != torch.float32 and self.samples is None:
+                return FastResNet(tower, self.dtype)
+        return tower
+
+    def _with_blocks(self, tower: Tower, make: Callable[[Blocks], Run]) -> Run:
+        if self.samples is None:
+            return make(blocks_of(tower, self.dtype))
+        return fit_int8(tower, self.samples(), make)
 
     def __getstate__(self):
-        return {"tower": self.tower, "dtype": self.dtype}
+        names = ("tower", "dtype", "pixels", "samples")
+        return {name: value for name, value in vars(self).items() if name in names}
 
     def __setstate__(self, state):
-        self.__init__(state["tower"], dtype=state["dtype"])
-
-
-class _Block:
-    """One residual block. With `rows`, only those positions are computed, one for each item."""
-
-    def __init__(self, block: Block, act: str, dtype: torch.dtype, *, pooled: bool):
-        a = block.attn
-        self.block, self.dtype, self.heads, self.causal = block, dtype, a.heads, a.causal
-        if pooled:
-            self.q, self.kv = Dense(a.q_proj, dtype=dtype), Dense(a.k_proj, a.v_proj, dtype=dtype)
-        else:
-            self.qkv = Dense(a.q_proj, a.k_proj, a.v_proj, dtype=dtype)
-        self.out = Dense(a.out_proj, dtype=dtype)
-        self.fc, self.proj = pack_mlp(block.mlp, act, dtype)
-
-    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        y = self.block.ln_1(x).to(self.dtype)
-        if rows is None:
-            q, k, v = self.qkv(y)
-            y = attend(q, k, v, self.heads, is_causal=self.causal)
-        else:
-            each = torch.arange(x.shape[0], device=x.device)
-            (q,), (k, v) = self.q(y[each, rows][:, None]), self.kv(y)
-            mask = None
-            if self.causal:
-                mask = torch.arange(x.shape[1], device=x.device) <= rows[:, None]  # n s
-                mask = mask[:, None, None]
-            y = attend(q, k, v, self.heads, attn_mask=mask)
-            x = x[each, rows][:, None]  # n 1 d
-        x = x + self.out(y)[0]
-        y = self.block.ln_2(x).to(self.dtype)
-        return x + self.proj(*self.fc(y))[0]
-
-
-def _blocks(tower, dtype: torch.dtype, *, pooled: bool) -> list[_Block]:
-    last = len(tower.blocks) - 1
-    return [
-        _Block(block, tower.cfg.act, dtype, pooled=pooled and i == last)
-        for i, block in enumerate(tower.blocks)
-    ]
-
-
-class _AttentionPool:
-    """The probe's keys and values in `dtype`; what is one token long stays in fp32."""
-
-    def __init__(self, pool: AttentionPool, dtype: torch.dtype):
-        self.pool, self.dtype, attn = pool, dtype, pool.attn
-        self.kv = Dense(attn.k_proj, attn.v_proj, dtype=dtype)
-        self.query = attn.q_proj(pool.probe).detach().to(dtype)  # 1 1 d
-
-    def __call__(self, x: Tensor) -> Tensor:
-        pool, attn = self.pool, self.pool.attn
-        k, v = self.kv(x.to(self.dtype))
-        x = attend(self.query.expand(len(x), -1, -1), k, v, attn.heads)
-        x = attn.out_proj(x.float())[:, 0]
-        return x + pool.mlp(pool.ln(x))
-
-
-class _Vision:
-    def __init__(self, tower: VisionTransformer, dtype: torch.dtype):
-        self.tower, self.dtype, cfg = tower, dtype, tower.cfg
-        self.pooled = cfg.pool == "class"
-        conv = tower.patch_embed
-        self.patch_embed = Dense((conv.weight.flatten(1), conv.bias), dtype=dtype)
-        self.blocks = _blocks(tower, dtype, pooled=self.pooled)
-        if isinstance(tower.attn_pool, AttentionPool):
-            self.attn_pool = _AttentionPool(tower.attn_pool, dtype)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        tower, cfg, p = self.tower, self.tower.cfg, self.tower.cfg.patch_size
-        n, grid = image.shape[0], (image.shape[2] // p, image.shape[3] // p)
-        x = image[:, :, : grid[0] * p, : grid[1] * p].to(self.dtype)
-        x = x.unflatten(3, (grid[1], p)).unflatten(2, (grid[0], p))  # n 3 y p x p
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(n, grid[0] * grid[1], -1)  # n (y x) (3 p p)
-        x = self.patch_embed(x)[0].float()
-        if tower.class_embedding is not None:
-            x = torch.cat([tower.class_embedding.expand(n, 1, -1), x], dim=1)
-        prefix = int(cfg.class_token)
-        x = x + resize_positions(tower.positional_embedding, prefix, cfg.grid, grid)
-        x = tower.ln_pre(x)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        rows = torch.zeros(n, dtype=torch.long, device=x.device) if self.pooled else None
-        x = self.blocks[-1](x, rows)
-        match cfg.pool:
-            case "class":
-                x = tower.ln_post(x[:, 0])
-            case "mean" if cfg.norm_after_pool:
-                x = tower.ln_post(x[:, prefix:].mean(1))
-            case "mean":
-                x = tower.ln_post(x)[:, prefix:].mean(1)
-            case "map":
-                x = self.attn_pool(tower.ln_post(x))
-        return tower.project(x)
-
-
-class _Text:
-    def __init__(self, tower: TextTransformer, dtype: torch.dtype):
-        self.tower, self.dtype = tower, dtype
-        self.blocks = _blocks(tower, dtype, pooled=True)
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        tower = self.tower
-        rows = tower.pooled(ids)
-        if tower.cfg.causal:  # what stands after the last pooled position reaches no result
-            ids = ids[:, : int(rows.max()) + 1]
-        x = tower.embed(ids) + tower.positional_embedding[: ids.shape[1]]
-        for block in self.blocks[:-1]:
-            x = block(x)
-        x = self.blocks[-1](x, rows)[:, 0]
-        return tower.project(tower.ln_final(x))
-
-
-class _PostNorm:
-    """One of BERT's blocks. With `pooled`, only the first position is computed."""
-
-    def __init__(self, block: BertBlock, act: str, dtype: torch.dtype, *, pooled: bool):
-        a = block.attn
-        self.block, self.dtype, self.heads, self.pooled = block, dtype, a.heads, pooled
-        how = {"dtype": dtype, "pack": True}
-        if pooled:
-            self.q, self.kv = Dense(a.q_proj, **how), Dense(a.k_proj, a.v_proj, **how)
-        else:
-            self.qkv = Dense(a.q_proj, a.k_proj, a.v_proj, **how)
-        self.out = Dense(a.out_proj, **how)
-        self.fc, self.proj = pack_mlp(block.mlp, act, dtype, pack=True)
-
-    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        y = x.to(self.dtype)
-        if self.pooled:
-            x = x[:, :1]
-            (q,), (k, v) = self.q(y[:, :1]), self.kv(y)
-        else:
-            q, k, v = self.qkv(y)
-        y = attend(q, k, v, self.heads, attn_mask=mask)
-        x = self.block.ln_1(x + self.out(y)[0])
-        return self.block.ln_2(x + self.proj(*self.fc(x.to(self.dtype)))[0])
-
-
-class _Bert:
-    def __init__(self, tower: BertEncoder, dtype: torch.dtype):
-        self.tower, cfg = tower, tower.cfg
-        last = len(tower.blocks) - 1
-        self.blocks = [
-            _PostNorm(block, cfg.act, dtype, pooled=cfg.pool == "class" and i == last)
-            for i, block in enumerate(tower.blocks)
-            if isinstance(block, BertBlock)
-        ]
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        tower, cfg = self.tower, self.tower.cfg
-        real = mask = None
-        if cfg.pad_id is not None:
-            real = ids != cfg.pad_id
-            s = int((real * torch.arange(1, ids.shape[1] + 1, device=ids.device)).max())
-            ids, real = ids[:, :s], real[:, :s]
-            mask = None if bool(real.all()) else real[:, None, None]  # n 1 1 s
-        x = tower.embed(ids) + (
-            tower.type_embedding[0] + tower.positional_embedding[: ids.shape[1]]
-        )
-        x = tower.ln_embed(x)
-        for block in self.blocks:
-            x = block(x, mask)
-        return tower.project(tower.pool(x, Hidden(tokens={}, attention={}, mask=real)))
+        self.__init__(state.pop("tower"), **state)

@@ -183,13 +183,14 @@ def _model(encoder: Encoder) -> dict[str, Any]:
         "fingerprint": encoder.fingerprint,
         "precision": encoder.precision,
         "mode": encoder.mode,
+        "pixels": encoder.preprocess.pixels,
     }
 
 
 def _check_owner(out: Path, encoder: Encoder) -> None:
     for path in sorted(out.glob("sets/*/result.json")):
         with contextlib.suppress(DataError):
-            other = _read_json(path)["model"]
+            other = {"pixels": "exact"} | _read_json(path)["model"]  # not told before 0.2
             if other != _model(encoder):
                 raise ConfigError(
                     f"{out}: holds an evaluation of {other['name']} ({other['precision']}, mode "

@@ -66,7 +66,7 @@ def encode_items(
 
     def prepare(item: T, name: str | None) -> list[Tensor]:
         shown = [item.image] if views is None else views(item.image, item.key)
-        return [encoder.preprocess(picture, name=item.key) for picture in shown]
+        return [encoder.preprocess.uint8(picture, name=item.key) for picture in shown]
 
     pairs = ((item, item) for item in items)  # `decode` takes (key, image): an item is both
     done = decode(pairs, prepare, threads=num_threads(), window=2 * encoder.batch_size)

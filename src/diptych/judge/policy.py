@@ -110,6 +110,7 @@ def _load(text: str, path: Path) -> tuple[Any, Mapping[tuple[str, ...], int]]:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
+                assert event.start_mark is not None
                 raise ConfigError(f"{path}:{event.start_mark.line + 1}: has an alias (*name).")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)

@@ -21,20 +21,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from diptych.engine.neighbours import perceptual_hash
 from diptych.engine.stream import VIDEO_SUFFIXES, decode, num_threads
 from diptych.errors import ImageError
 from diptych.preprocess import collate
 from diptych.preprocess.metadata import Metadata, metadata
+from diptych.preprocess.pipeline import normalise_batch
 from diptych.search.records import Content, Model, Root
 from diptych.search.scan import Found, scan, todo
 from diptych.search.store import Store
 from diptych.search.writer import Writer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from diptych.engine import Encoder
 
 __all__ = ["Done", "Outcome", "model_of", "update"]
@@ -216,7 +216,7 @@ class _Run:
 
         try:
             source = path if data is None else data
-            read.pixels = self.encoder.preprocess(source, name=path, look=look)
+            read.pixels = self.encoder.preprocess.uint8(source, name=path, look=look)
         except ImageError as error:
             read.error = _reason(error, path)
         return read
@@ -249,7 +249,7 @@ class _Run:
             pending = []
             for second, image in frames(read.path, every=None):
                 read.metadata = read.metadata or _of_video(metadata(image), read.path)
-                pending.append(self.encoder.preprocess(image, name=read.path))
+                pending.append(self.encoder.preprocess.uint8(image, name=read.path))
                 moments.append(second)
                 if len(pending) == self.encoder.batch_size:
                     some, pending = pending, []
@@ -286,8 +286,12 @@ class _Run:
 
     def _encode(self, pixels: list[Tensor]) -> tuple[np.ndarray, list[int]]:
         """Vectors float32 [k e] and perceptual hashes."""
-        vectors = self.encoder.run_image(collate(pixels)).cpu().numpy()
-        return vectors, [perceptual_hash(one[None]).item() for one in pixels]
+        batch = collate(pixels)
+        assert isinstance(batch, Tensor)
+        vectors = self.encoder.run_image(batch).cpu().numpy()
+        # of normalised pixels: collections hold such hashes
+        normalised = normalise_batch(batch, self.encoder.preprocess.config)
+        return vectors, perceptual_hash(normalised).tolist()
 
     def _put_content(self, read: _Read) -> int:
         assert read.stat is not None

@@ -108,12 +108,16 @@ def build(cfg: Any, embed_dim: int | None = None) -> nn.Module:
 
 
 class _NoInit(TorchFunctionMode):
-    """Leaves out `torch.nn.init`: on the meta device it only imports the compiler, for 3 s."""
+    """Leaves out `torch.nn.init` and random numbers: on the meta device they only import the
+    compiler, for 3 s, and sympy, for half a second.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if isinstance(func, FunctionType) and func.__module__ == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
+        if func is torch.randn:
+            func = torch.empty
         return func(*args, **kwargs)
 
 

@@ -28,7 +28,7 @@ from diptych.engine.bulk.worker import LEASE, Told, work
 from diptych.engine.load import load
 from diptych.engine.stream import num_threads
 from diptych.errors import ConfigError, DiptychError, MissingExtraError
-from diptych.preprocess.pipeline import Mode
+from diptych.preprocess.pipeline import Mode, Pixels
 
 __all__ = ["Place", "Task", "default_workers", "place", "run_here", "run_local", "run_ray"]
 
@@ -47,7 +47,7 @@ class Task:
     Attributes:
         inputs: shards, patterns or folders; see `expand`.
         out: the folder of the results.
-        model, config, device, precision, mode, offline: as for `diptych.load`.
+        model, config, device, precision, mode, pixels, offline: as for `diptych.load`.
         lease, retry_failed: as for `work`.
     """
 
@@ -58,6 +58,7 @@ class Task:
     device: str = "auto"
     precision: str = "auto"
     mode: Mode = "right"
+    pixels: Pixels = "exact"
     offline: bool | None = None
     lease: float = LEASE
     retry_failed: bool = False
@@ -131,6 +132,7 @@ def run_here(
         device=device,
         precision=task.precision,
         mode=task.mode,
+        pixels=task.pixels,
         offline=task.offline,
     )
     work(

@@ -260,7 +260,7 @@ class _Work:
             row["width"], row["height"] = seen.width, seen.height
 
         try:
-            pixels = self.encoder.preprocess(sample.image, name=sample.key, look=look)
+            pixels = self.encoder.preprocess.uint8(sample.image, name=sample.key, look=look)
             return _Ready(row, pixels=pixels)
         except ImageError as error:
             return _Ready(row, error=str(error))
