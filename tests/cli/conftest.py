@@ -22,6 +22,7 @@ TINY = CLIPConfig(
 @pytest.fixture(autouse=True)
 def _no_collection_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("DIPTYCH_RESIDENT", "0")
 
 
 @pytest.fixture(scope="session")

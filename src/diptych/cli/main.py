@@ -24,6 +24,7 @@ VERBS = {
     "index": ("diptych.cli.index:index", "Index folders of pictures, or bring them up to date."),
     "models": ("diptych.cli.models:models", "List, show, check and convert models."),
     "moderate": ("diptych.cli.moderate:moderate", "Judge pictures by a policy of sentences."),
+    "resident": ("diptych.cli.resident:resident", "Keep models warm, so that a search is quick."),
     "score": ("diptych.cli.score:score", "Say how well captions fit, or how pictures look."),
     "search": ("diptych.cli.search:search", "Find the images that fit words, or another image."),
     "tag": ("diptych.cli.tag:tag", "Say which labels of a vocabulary hold for each picture."),

@@ -23,6 +23,7 @@ from diptych.cli.common import (
 )
 from diptych.cli.found import check_output, output_options, show
 from diptych.cli.main import printable
+from diptych.cli.resident import found_by_resident
 
 if TYPE_CHECKING:
     from diptych.search.query import Term
@@ -111,7 +112,7 @@ def search(
 
 def _refuse_model_options(ctx: click.Context) -> None:
     """A collection knows how its vectors were made; what would change nothing is refused."""
-    for name in ("mode", "config"):
+    for name in ("mode", "config", "pixels"):
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError(
                 f"--{name} belongs to IMAGES: a collection knows that of its models. Leave it out."
@@ -141,27 +142,52 @@ def _ask(
     model: str,
     config: str | None,
     mode: str,
+    pixels: str,
     **rest: Any,
 ) -> None:
     """The collection's answer."""
-    from diptych.engine.relevance import STRICTNESS
+    box = rest.pop("box")
+    loading = {name: rest.pop(name) for name in ("device", "precision", "offline")}
+    filters = {**rest, "box": _box(box) if box else None}
+    how: dict[str, Any] = {"top": top, "fold": not no_fold, "exact": exact}
+    if everything:
+        how["strictness"] = None
+    elif strict is not None or len(terms) > 1:  # of a mixture nobody has measured what is usual
+        how["strictness"] = strict
+    where = {"collection": collection, "model": model if chosen else None, "loading": loading}
+    seen = output["html"] is not None or output["opens"] or output["preview"] is not None
+    answer = None
+    if not seen and not any(term.is_image for term in terms):
+        words = [(term.content, term.weight) for term in terms]
+        answer = found_by_resident({"terms": words, "filters": filters, "how": how, **where})
+    if answer is not None:
+        show(answer.hits, told, **output, model=answer.model)
+    else:
+        answer = _ask_here(terms, told, output=output, filters=filters, how=how, **where)
+    if not answer.hits:
+        filtered = any(value not in (None, ()) for value in filters.values())
+        click.echo(_nothing(answer, everything=everything, filtered=filtered), err=True)
+
+
+def _ask_here(
+    terms: list[Term],
+    told: str,
+    *,
+    output: dict[str, Any],
+    filters: dict[str, Any],
+    how: dict[str, Any],
+    collection: str,
+    **opening: Any,
+) -> Any:
+    """The answer, and what was found is shown."""
     from diptych.search.collection import Collection
     from diptych.search.filters import Filters
 
-    box = rest.pop("box")
-    loading = {name: rest.pop(name) for name in ("device", "precision", "offline")}
-    filters = Filters(**rest, box=_box(box) if box else None)
-    if strict is None and len(terms) == 1:  # of a mixture nobody has measured what is usual
-        strict = STRICTNESS
-    strictness = None if everything else strict
-    with Collection(collection, model=model if chosen else None, loading=loading) as photos:
-        answer = photos.search(
-            terms, top=top, filters=filters, strictness=strictness, fold=not no_fold, exact=exact
-        )
+    chosen = Filters(**filters)
+    with Collection(collection, **opening) as photos:
+        answer = photos.search(terms, filters=chosen, **how)
         show(answer.hits, told, model=photos.model.name, **output)
-    if not answer.hits:
-        told = _nothing(answer, everything=everything, filtered=not filters.is_empty)
-        click.echo(told, err=True)
+    return answer
 
 
 def _nothing(answer: Any, *, everything: bool, filtered: bool) -> str:

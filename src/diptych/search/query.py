@@ -13,11 +13,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from diptych.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float
 
 __all__ = ["Term", "parse", "vector"]
@@ -94,6 +93,8 @@ def vector(
         ConfigError: no terms, or they cancel each other out.
         ImageError, TextError: of a term.
     """
+    import numpy as np  # a process that only parses a command line does without
+
     if not terms:
         raise ConfigError("nothing to look for. Give at least one term.")
     parts = [

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
     from diptych.engine import Encoder
 
-__all__ = ["Rows", "background_vectors", "build_approximate", "derived_folder", "refresh"]
+__all__ = [
+    "Rows",
+    "background_vectors",
+    "build_approximate",
+    "derived_folder",
+    "manifests",
+    "refresh",
+]
 
 log = logging.getLogger("diptych")
 
@@ -42,6 +49,15 @@ _FEW = 2048  # rows that may be read from the store for every question
 def derived_folder(store: Store, model: Model) -> Path:
     """Where the derived files of a model lie. They may be deleted at any time."""
     return store.folder / "derived" / model.fingerprint[:16]
+
+
+def manifests(store: Store, model: Model) -> tuple[Path, Path]:
+    """The files that change when a derived file is built: of the matrix, of its index."""
+    folder = derived_folder(store, model)
+    return (
+        folder / MATRIX / matrix_module.MANIFEST,
+        folder / APPROXIMATE / approximate_module.MANIFEST,
+    )
 
 
 def _matrix(store: Store, model: Model) -> Matrix | None:
