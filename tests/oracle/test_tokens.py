@@ -16,10 +16,12 @@ import pytest
 import regex
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tokenizer"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from awkward import PARTS, SPECIALS, captions, texts
 from report import record
 from test_pieces import CLIPA, SIGLIP, SIGLIP2, train
+from tokenizing_texts import captions as drawn
 
 from diptych import zoo
 from diptych.config import TokenizerConfig
@@ -145,6 +147,20 @@ def test_clip_is_open_clips():
     ids = [CLIP.encode(text) for text in strings()[:6000]]
     wrong = [repr(row) for row in ids if CLIP.decode(row, raw=True) != peer.decode(row)]
     keep("CLIP, decoding: strings that differ, of 6000", wrong, "open_clip SimpleTokenizer")
+
+
+def test_the_benchmarks_captions_are_open_clips():
+    """The captions on which speed is measured; every fourth of these is not plain ASCII."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    many = drawn(20_000, foreign=0.25, seed=1)
+    differ = (CLIP(many) != SimpleTokenizer()(many)).any(1).tolist()
+    wrong = [text for text, bad in zip(many, differ, strict=True) if bad]
+    assert sum(not text.isascii() or "&" in text for text in many) > 4500
+    what = (
+        "CLIP, rows of 77 of the captions of benchmarks/tokenizing.py: rows that differ, of 20000"
+    )
+    keep(what, wrong, "open_clip SimpleTokenizer")
 
 
 def test_clip_is_transformers(tmp_path):
