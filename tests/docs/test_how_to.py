@@ -84,6 +84,12 @@ def world(own_cache, tmp_path, monkeypatch):
         sys.modules.pop("flat_tower")
 
 
+def _marked(page: Path):
+    """Exporting graphs and starting processes takes a minute."""
+    slow = page.stem in ("export", "keep-a-model-warm")
+    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if slow else [])
+
+
 def run_console(line: str, monkeypatch) -> None:
     command, *arguments = shlex.split(line)
     if command == "export":
@@ -112,7 +118,7 @@ def install(toml: str, monkeypatch) -> None:
     zoo.registry.rows.cache_clear()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES])
 def test_a_page_runs(page, world, monkeypatch):
     names: dict = {}
     for kind, text in blocks(page):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import diptych
+from diptych import zoo
 from diptych.engine import device, probe
+from diptych.errors import ConfigError
 
 SCRIPT = """
 import sys
@@ -81,9 +82,20 @@ def test_another_limit_of_instructions_is_another_machine(folder, monkeypatch):
 def test_auto_takes_what_is_faster(monkeypatch, gain, precision):
     monkeypatch.setattr(device.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(device, "bf16_gain", lambda: gain)
-    assert diptych.build("ViT-B-32/openai", device="cpu").precision == precision
-    assert diptych.build("RN50/openai", device="cpu").precision == "fp32"
-    assert diptych.build("ViT-B-32/openai", device="cpu", precision="bf16").precision == "bf16"
+    cpu = device.torch.device("cpu")
+    vit, resnet = (zoo.get(name).config for name in ("ViT-B-32/openai", "RN50/openai"))
+    assert device.pick_precision("auto", cpu, vit) == precision
+    assert device.pick_precision("auto", cpu, resnet) == "fp32"
+    assert device.pick_precision("bf16", cpu, resnet) == "bf16"  # where it is asked for
+
+
+def test_a_precision_that_is_not_to_be_had(monkeypatch):
+    cpu, config = device.torch.device("cpu"), zoo.get("ViT-B-32/openai").config
+    with pytest.raises(ConfigError, match="must be 'auto', 'fp32'"):
+        device.pick_precision("fp8", cpu, config)
+    monkeypatch.setattr(device, "has_fast_int8", lambda: False)
+    with pytest.raises(ConfigError, match="VNNI"):
+        device.pick_precision("int8", cpu, config)
 
 
 @pytest.mark.slow

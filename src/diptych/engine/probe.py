@@ -30,12 +30,12 @@ def bf16_gain() -> float:
     """How many times faster than fp32 this CPU multiplies bfloat16, as the towers do; 0 if not at
     all. Measured when first asked for, by the best of five rounds each.
     """
-    return _gain(zoo.cache_folder())
+    return _gain(_machine())
 
 
 @functools.cache
-def _gain(folder: Path) -> float:
-    path, key = folder / FILE, _machine()
+def _gain(key: str) -> float:
+    path = zoo.cache_folder() / FILE
     known = _read(path)
     if key not in known:
         known[key] = round(alone(_measure), 2)
@@ -44,17 +44,20 @@ def _gain(folder: Path) -> float:
     return known[key]
 
 
+@functools.cache
+def _processor() -> str:
+    with contextlib.suppress(OSError):  # not Linux
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def _machine() -> str:
     """All that the answer depends on."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # not Linux
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next(
-            (line.partition(":")[2].strip() for line in lines if "model name" in line), name
-        )
     limits = [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
     flags = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
-    return f"{name}, amx and avx512_bf16 {flags}, torch {torch.__version__}, limit {limits}"
+    return f"{_processor()}, amx and avx512_bf16 {flags}, torch {torch.__version__}, limit {limits}"
 
 
 def _read(path: Path) -> dict[str, float]:
