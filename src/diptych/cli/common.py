@@ -68,7 +68,7 @@ def running_options(*, mode: Mode = "right") -> Callable[[Callable], Callable]:
             type=click.Choice(["exact", "near", "fast"]),
             default="exact",
             show_default=True,
-            help="exact: Pillow's bits. near: within 1 level of 255. fast: large JPEGs within 3.",
+            help="Levels of 255 off Pillow's, at most: exact 0, near 2, fast (large JPEGs) 6.",
         ),
         offline_option,
     ]
