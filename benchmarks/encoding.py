@@ -8,8 +8,8 @@ is 1 - cosine to fp32 of the same weights, the worst of the batch. The share is 
 the part measures, in turns with the rest, for a product of 1600x768x3072 in the variant's type.
 Texts run at 77 positions where a peer knows no other way, else at the longest of the batch.
 `--compile` adds torch.compile, which needs a C++ compiler. `--all` exports and quantises ViT-L/14
-too, which takes longer than all the rest. A FILE.svg is written beside FILE.md. OpenVINO's int8 needs
-nncf 3.4.0, which is not installed with the other peers.
+too, which takes longer than all the rest. A FILE.svg is written beside FILE.md. OpenVINO's int8
+needs nncf 3.4.0, which is not installed with the other peers.
 """
 
 import argparse

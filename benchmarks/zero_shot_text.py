@@ -1,8 +1,9 @@
 """The text side of zero-shot classification: Diptych's classifier against open_clip's builder.
 
     scripts/bench zero_shot_text [--classes 100] [--rounds 3] [--threads 2] [--variants NAME ...]
+                                 [--arch ViT-B-32]
 
-ViT-B-32 with random weights, the very same tensors in both, in one run. ImageNet's names and
+A model with random weights, the very same tensors in both, in one run. ImageNet's names and
 OpenAI's 80 templates. Each builder makes all class vectors from strings: tokenising, the text
 tower, normalising, the mean; nothing is read from a cache but where it says so. The builders take
 turns and the best of the rounds counts, after one that warms up (a single round has none).
@@ -28,6 +29,7 @@ from diptych.eval.classes import class_list
 from diptych.eval.zeroshot import zero_shot_weights
 from diptych.preprocess import Preprocess
 from diptych.zoo.keymaps import OPEN_CLIP
+from diptych.zoo.open_clip import read_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
 
@@ -37,12 +39,14 @@ Build = Callable[[], Tensor]
 KEPT = "Diptych bf16, kept"
 
 
-def builders(names: list[str], templates: tuple[str, ...]) -> dict[str, Build]:
+def builders(arch: str, names: list[str], templates: tuple[str, ...]) -> dict[str, Build]:
     """variant -> all class vectors [c e] in one call."""
-    row = zoo.get("ViT-B-32/openai")
-    peer = open_clip_by_name("ViT-B-32", quick_gelu=True)
-    model = ours(row.config, peer, OPEN_CLIP)
-    tokenizer = open_clip().get_tokenizer("ViT-B-32")
+    row = zoo.get("ViT-B-32/openai")  # its pixels and tokens
+    cfg = open_clip().get_model_config(arch) | {"quick_gelu": True}
+    config, _ = read_config(cfg, arch)
+    peer = open_clip_by_name(arch, quick_gelu=True)
+    model = ours(config, peer, OPEN_CLIP)
+    tokenizer = open_clip().get_tokenizer(arch)
 
     def theirs() -> Tensor:
         with torch.no_grad():
@@ -52,7 +56,7 @@ def builders(names: list[str], templates: tuple[str, ...]) -> dict[str, Build]:
     def mine(precision: str, *, cache: bool) -> Build:
         encoder = Encoder(
             model,
-            config=row.config,
+            config=config,
             preprocess=Preprocess(row.preprocess),
             tokenizer=row.tokenizer,
             precision=precision,
@@ -72,17 +76,18 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--arch", default="ViT-B-32", help="an architecture of open_clip")
     parser.add_argument("--variants", nargs="*", help="all of them, if none is named")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names = [name for (name,) in class_list("imagenet").names][: args.classes]
     templates = TEMPLATE_SETS["openai-80"]
     num = len(names) * len(templates)
-    print(f"torch {torch.__version__}, {args.threads} threads")
+    print(f"{args.arch}, torch {torch.__version__}, {args.threads} threads")
     print(f"{len(names)} classes x {len(templates)} templates = {num:,} texts")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["DIPTYCH_CACHE"] = cache
-        calls = builders(names, templates)
+        calls = builders(args.arch, names, templates)
         if args.variants:
             calls = {name: calls[name] for name in args.variants}
         best = dict.fromkeys(calls, (float("inf"), float("inf")))  # CPU, clock
