@@ -40,8 +40,8 @@ class Int8Lowered(Lowered):
     fitted_to: torch.Tensor
     whole = True
 
-    def _with_blocks(self, make):
-        return make(int8_blocks(self.tower, watch(self.tower, self.fitted_to), whole=self.whole))
+    def _with_blocks(self, tower, make):
+        return make(int8_blocks(tower, watch(tower, self.fitted_to), whole=self.whole))
 
 
 def lowered(tower, fitted_to, *, whole=True) -> Int8Lowered:
