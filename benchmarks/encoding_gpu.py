@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from diptych import towers
 from diptych.config import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig
-from diptych.engine.cuda import Captured, Graphs, cut
+from diptych.engine.cuda import STEP, Captured, Graphs
+from diptych.engine.lengths import cut
 from diptych.engine.lower import Lowered
 from diptych.preprocess.pipeline import statistics
 from diptych.train.flops import tower_flops
@@ -146,7 +147,7 @@ def ours(tower: nn.Module, pixels: PreprocessConfig | None, device) -> dict[str,
         return Lowered(tower, dtype=dtype, pixels=pixels)
 
     def eager(fast: Lowered) -> Call:
-        return lambda batch: fast(cut(tower, batch).to(device))
+        return lambda batch: fast(cut(tower, batch, STEP).to(device))
 
     calls = {"fp32": eager(lowered(torch.float32))}
     calls["tf32"] = with_tf32(calls["fp32"])
@@ -262,7 +263,7 @@ class Bench:
         pixels = PreprocessConfig(size=config.visual.image_size)
         batches = inputs(config, self.args.batch, self.device)
         ids = batches["texts"]
-        flops = tower_flops(config, context_length=cut(model.text, ids, 1).shape[1], training=False)
+        flops = tower_flops(config, context_length=cut(model.text, ids).shape[1], training=False)
         sides = {
             "images": (model.visual, pixels, flops.visual),
             "texts": (model.text, None, flops.text),

@@ -17,7 +17,7 @@ from diptych.cli.main import on_a_line, printable
 
 if TYPE_CHECKING:
     from diptych.engine import Encoder
-    from diptych.preprocess.pipeline import Mode, Pixels
+    from diptych.preprocess.pipeline import Mode
 
 DEFAULT_MODEL = "mini"
 
@@ -91,27 +91,11 @@ collection_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 
-def load_model(
-    model: str,
-    config: str | None,
-    device: str,
-    precision: str,
-    mode: Mode,
-    pixels: Pixels,
-    offline: bool | None,
-) -> Encoder:
+def load_model(model: str, **options: Any) -> Encoder:
     """The encoder that the options of `model_options` ask for."""
     from diptych.engine import load
 
-    return load(
-        model,
-        config=config,
-        device=device,
-        precision=precision,
-        mode=mode,
-        pixels=pixels,
-        offline=offline,
-    )
+    return load(model, **options)
 
 
 def inputs(paths: Iterable[str]) -> Iterator[str | bytes]:

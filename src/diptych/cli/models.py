@@ -232,7 +232,7 @@ def export_(
     from diptych.cli.common import load_model
     from diptych.engine.export import export
 
-    encoder = load_model(model, config, "cpu", "fp32", "right", "exact", offline)
+    encoder = load_model(model, config=config, device="cpu", precision="fp32", offline=offline)
     towers: tuple[Tower, ...] = ("image", "text") if tower is None else (tower,)
     done = export(encoder, out, format=format_, towers=towers, precision=precision, uint8=uint8)
     if as_json:

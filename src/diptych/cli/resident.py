@@ -36,7 +36,7 @@ class _Duration(click.ParamType):
 
 @click.group()
 def resident() -> None:
-    """Keep models warm in a process of your own: `diptych search` then takes a tenth of a second.
+    """Keep models warm in a process of your own: `diptych search` then waits for no PyTorch.
 
     It runs on this machine for you alone, and leaves when nobody has asked for a while. Where it
     cannot answer just as the command would, the command answers itself. DIPTYCH_RESIDENT=0 never

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from diptych import zoo
 from diptych.config import CLIPConfig, TextConfig
 from diptych.engine.exported import check_export, is_export, read_manifest
+from diptych.engine.gate import worst_cosine
 from diptych.engine.golden import compare
 from diptych.engine.load import encoder_of, load
 from diptych.errors import ConfigError
@@ -59,15 +59,15 @@ def check_model(
     facts["fingerprint"] = encoder.fingerprint
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(8, 3, *checkpoint.preprocess.size, generator=generator)
-    facts[f"images: cosine {encoder.precision} to fp32"] = _cosine(
-        encoder.run_image(pixels), encoder.model.visual, pixels
+    facts[f"images: cosine {encoder.precision} to fp32"] = (
+        f"{worst_cosine(encoder.run_image, encoder.model.visual, pixels.to(encoder.device)):.7f}"
     )
     if isinstance(checkpoint.config.text, TextConfig):
         text = checkpoint.config.text
         shape = (8, checkpoint.tokenizer.context_length)
         ids = torch.randint(1, text.vocab_size, shape, generator=generator)
-        facts[f"texts: cosine {encoder.precision} to fp32"] = _cosine(
-            encoder.run_text(ids), encoder.model.text, ids
+        facts[f"texts: cosine {encoder.precision} to fp32"] = (
+            f"{worst_cosine(encoder.run_text, encoder.model.text, ids.to(encoder.device)):.7f}"
         )
     return facts | _published_outputs(name, config, checkpoint, offline)
 
@@ -82,12 +82,6 @@ def _check_export(
         return check_export(folder)
     how = {"device": "cpu", "precision": "fp32", "mode": read_manifest(folder)["mode"]}
     return check_export(folder, load(against, config=config, offline=offline, **how))
-
-
-def _cosine(rows: torch.Tensor, tower: torch.nn.Module, batch: torch.Tensor) -> str:
-    with torch.no_grad():
-        reference = F.normalize(tower(batch.to(rows.device)), dim=-1)
-    return f"{F.cosine_similarity(rows.double(), reference.double()).min():.7f}"
 
 
 def _origin(name: str, source: Path) -> dict[str, str]:

@@ -19,17 +19,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from diptych.engine.lengths import cut
 from diptych.engine.versions import Versions
-from diptych.model.text import TextTransformer
-from diptych.towers.bert import BertEncoder
 
-__all__ = ["BATCHES", "STEP", "Captured", "Graphs", "Uploader", "cut", "record"]
+__all__ = ["BATCHES", "STEP", "Captured", "Graphs", "Uploader", "record"]
 
 log = logging.getLogger("diptych")
 
 # sizes that are captured: from 9 on, less than half as much again is computed in vain
 BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-STEP = 8  # tokens
+STEP = 8  # tokens: a text is cut to a multiple of it
 _WARM_UPS = 3  # runs before a capture: libraries choose kernels and take their workspaces
 
 Run = Callable[[Tensor], Tensor]
@@ -45,23 +44,6 @@ class Captured(NamedTuple):
 
 class Capture(Protocol):
     def __call__(self, run: Run, buffer: Tensor) -> Captured: ...
-
-
-def cut(tower: nn.Module, batch: Tensor, step: int = STEP) -> Tensor:
-    """`batch` without the columns that reach no result, to a multiple of `step` columns.
-
-    Ids [n s] of causal towers are cut behind the last pooled position, BERT's behind the last real
-    token. Anything else is returned as it is. Reads values: on ids of a GPU it waits for them.
-    """
-    match tower:
-        case TextTransformer() if tower.cfg.causal and tower.cfg.pad_id is None:
-            length = int(tower.pooled(batch).max()) + 1
-        case BertEncoder() if tower.cfg.pad_id is not None:
-            places = torch.arange(1, batch.shape[1] + 1, device=batch.device)
-            length = max(1, int(((batch != tower.cfg.pad_id) * places).max()))
-        case _:
-            return batch
-    return batch[:, : -(-length // step) * step]
 
 
 class record:
@@ -175,7 +157,7 @@ class Graphs:
         with torch.no_grad(), self._on_device():
             if not isinstance(batch, Tensor):
                 return self.eager(type(batch)(*(part.to(self.device) for part in batch)))
-            batch = cut(self.tower, batch)
+            batch = cut(self.tower, batch, STEP)
             fits = 0 < len(batch) <= self.largest
             if fits and not torch.is_autocast_enabled(self.device.type):
                 with self._lock:
@@ -287,7 +269,7 @@ class Uploader:
     """Copies batches to a GPU beside its work: two pinned buffers and a stream of its own.
 
     The caller's stream waits for the copy, the caller does not. While the GPU runs one batch the
-    next is gathered and copied. On other devices batches are only moved. Safe to share between
+    next is copied. On other devices batches are only moved. Safe to share between
     threads.
     """
 
@@ -305,22 +287,15 @@ class Uploader:
         """The batch on the device."""
         if self.device.type != "cuda" or batch.is_cuda:
             return batch.to(self.device)
-        return self._copy(batch.shape, batch.dtype, lambda host: host.copy_(batch))
+        return self._copy(batch)
 
-    def stack(self, rows: Sequence[Tensor]) -> Tensor:
-        """`torch.stack(rows)` on the device, gathered in the pinned buffer at once."""
-        if self.device.type != "cuda":
-            return torch.stack(list(rows)).to(self.device)
-        shape = (len(rows), *rows[0].shape)
-        return self._copy(shape, rows[0].dtype, lambda host: torch.stack(list(rows), out=host))
-
-    def _copy(self, shape: Sequence[int], dtype: torch.dtype, fill: Callable) -> Tensor:
+    def _copy(self, batch: Tensor) -> Tensor:
         with self._lock, torch.cuda.device(self.device):
             self._stream = self._stream or torch.cuda.Stream()
             slot = self._slots[self._next]
             self._next = (self._next + 1) % len(self._slots)
-            host = slot.take(shape, dtype)
-            fill(host)
+            host = slot.take(batch.shape, batch.dtype)
+            host.copy_(batch)
             with torch.cuda.stream(self._stream):
                 copied = host.to(self.device, non_blocking=True)
                 slot.copied = torch.cuda.Event()

@@ -9,10 +9,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,7 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diptych import zoo
-from diptych.engine.graph import Precision, Side, Tower, longest, open_onnx, sides
+from diptych.engine.gate import sample_images, sample_texts
+from diptych.engine.graph import Precision, Side, Tower, open_onnx, sides
+from diptych.engine.lengths import cut
 from diptych.errors import CheckpointError
 from diptych.zoo.native import SIDECAR, decode
 from diptych.zoo.settings import read_json
@@ -80,13 +80,10 @@ class Parity:
 
 def sample_inputs(encoder: Encoder, side: Side) -> Tensor:
     """The first sample photographs or captions of the package, as the graph takes them."""
-    folder = Path(str(resources.files("diptych").joinpath("assets", "samples")))
-    rows = json.loads((folder / "samples.json").read_text("utf-8"))[:NUM_SAMPLES]
     if side.side == "text":
-        return encoder.tokenizer([row["caption"] for row in rows])
-    photos = [folder / row["file"] for row in rows]
+        return sample_texts(encoder.tokenizer)[:NUM_SAMPLES]
     prepare = encoder.preprocess if side.pixels is None else encoder.preprocess.uint8
-    return torch.stack([prepare(photo) for photo in photos])
+    return sample_images(prepare, NUM_SAMPLES)
 
 
 def measure(run: Rows, reference: Rows, side: Side, batch: Tensor) -> list[Parity]:
@@ -94,8 +91,8 @@ def measure(run: Rows, reference: Rows, side: Side, batch: Tensor) -> list[Parit
     batches = {f"{len(batch)} rows": batch, "1 row": batch[-1:]}
     if side.shorter:
         for what, rows in list(batches.items()):
-            s = longest(side.tower, rows)
-            batches[f"{what} of {s} ids"] = rows[:, :s].contiguous()
+            rows = cut(side.tower, rows).contiguous()
+            batches[f"{what} of {rows.shape[1]} ids"] = rows
     with torch.no_grad():  # a loaded program of torch has parameters
         return [compare(run(x), reference(x), side.side, what) for what, x in batches.items()]
 

@@ -7,7 +7,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,10 @@ from torch import Tensor
 from diptych.engine.lower_int8 import int8_blocks, watch
 from diptych.engine.lower_transformer import Tower
 from diptych.errors import ConfigError
-from diptych.preprocess import Preprocess, collate
+from diptych.preprocess import collate
 from diptych.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from diptych.engine.encoder import Encoder
-
-__all__ = ["FLOOR", "fit_int8", "gate", "sample_images", "sample_texts", "worst_cosine"]
+__all__ = ["FLOOR", "fit_int8", "sample_images", "sample_texts", "worst_cosine"]
 
 log = logging.getLogger("diptych")
 
@@ -30,11 +27,11 @@ FLOOR = 0.999  # the least cosine of int8 to fp32
 Run = Callable[[Any], Tensor]
 
 
-def sample_images(preprocess: Preprocess) -> Any:
-    """The package's photos as one batch for the image tower."""
-    from diptych.engine.demo import samples  # which imports the encoder, which may import this
+def sample_images(prepare: Callable[[str], Tensor], most: int | None = None) -> Any:
+    """The package's photos, or the first of them, as one batch. `prepare`: path -> pixels."""
+    from diptych.engine.demo import samples  # which imports the encoder, which imports this
 
-    return collate([preprocess(photo.path) for photo in samples()[0]])
+    return collate([prepare(photo.path) for photo in samples()[0][:most]])
 
 
 def sample_texts(tokenizer: Tokenizer) -> Tensor:
@@ -50,17 +47,6 @@ def worst_cosine(run: Run, tower: Run, batch: Any) -> float:
     """The least cosine of `run`'s rows to those of the fp32 `tower`."""
     pair = (F.normalize(f(batch).double(), dim=-1) for f in (run, tower))
     return float((next(pair) * next(pair)).sum(-1).min())
-
-
-def gate(encoder: "Encoder") -> tuple[float, float]:
-    """The least cosines of an encoder, at its precision, to its fp32 model: (images, texts)."""
-    image, text = encoder.model.visual, encoder.model.text
-    images = sample_images(encoder.preprocess).to(encoder.device)
-    texts = sample_texts(encoder.tokenizer).to(encoder.device)
-    return (
-        worst_cosine(encoder.run_image, image, images),
-        worst_cosine(encoder.run_text, text, texts),
-    )
 
 
 @torch.no_grad()

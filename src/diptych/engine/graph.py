@@ -30,9 +30,8 @@ from torch import Tensor, nn
 
 from diptych.config import BertConfig, CLIPConfig, PreprocessConfig, TextConfig, TokenizerConfig
 from diptych.errors import CheckpointError, ConfigError, MissingExtraError
-from diptych.model import CLIP, TextTransformer
+from diptych.model import CLIP
 from diptych.preprocess.pipeline import normalise_batch
-from diptych.towers.bert import BertEncoder
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -45,7 +44,6 @@ __all__ = [
     "Side",
     "Tower",
     "check_packages",
-    "longest",
     "open_onnx",
     "open_written",
     "session",
@@ -134,16 +132,6 @@ def _may_be_shorter(text: Any) -> bool:
         case BertConfig():
             return text.pad_id is not None
     return False  # a tower of another package: what padding does there is not known
-
-
-def longest(tower: nn.Module, ids: Tensor) -> int:
-    """How many ids [n s] of a batch reach a result, where `Side.shorter` holds."""
-    match tower:
-        case TextTransformer():
-            return int(tower.pooled(ids).max()) + 1
-        case BertEncoder(cfg=BertConfig(pad_id=int(pad_id))):
-            return int(ids.ne(pad_id).any(0).nonzero().max()) + 1
-    return ids.shape[1]
 
 
 class _Unit(nn.Module):

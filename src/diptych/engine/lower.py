@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diptych.config import PreprocessConfig
 from diptych.engine.gate import fit_int8
+from diptych.engine.lengths import cut
 from diptych.engine.lower_conv import FastEfficientNet, FastResNet
 from diptych.engine.lower_transformer import (
     Blocks,
@@ -29,7 +30,7 @@ from diptych.engine.versions import Versions
 from diptych.model.text import TextTransformer
 from diptych.model.transformer import MLP, Attention, AttentionPool, Block
 from diptych.model.vision import VisionTransformer
-from diptych.preprocess.pipeline import normalise_batch, statistics
+from diptych.preprocess.pipeline import normalise_by, statistics
 from diptych.towers.bert import BertBlock, BertEncoder
 from diptych.towers.concepts import ConceptHead, Palette
 from diptych.towers.efficientnet import ConvNorm, EfficientNet, MBConv, SqueezeExcite
@@ -56,6 +57,15 @@ def _is_plain(tower: nn.Module) -> bool:
     )
 
 
+def _folds(run: Run) -> bool:
+    """Whether it takes uint8 images as they are."""
+    return isinstance(run, FastVision) and run.folds
+
+
+def _normalised(batch: Tensor, known: tuple[Tensor, Tensor]) -> Tensor:
+    return normalise_by(batch, *known) if batch.dtype == torch.uint8 else batch
+
+
 class Lowered:
     """Calls `tower` by its fast path; always returns what `tower(batch)` would, in fp32.
 
@@ -80,36 +90,34 @@ class Lowered:
         self._packed: tuple[Versions, Run] | None = None
 
     def __call__(self, batch) -> Tensor:
-        run = self._run()
-        folds = isinstance(run, FastVision) and run.folds
-        if isinstance(batch, Tensor) and batch.dtype == torch.uint8 and not folds:
-            assert self.pixels is not None
-            batch = normalise_batch(batch, self.pixels)
+        run, lowered = self._current()
+        if lowered and isinstance(batch, Tensor) and batch.device.type != "cpu":
+            batch = cut(self.tower, batch)  # on a CPU no row is spent on padding anyway
+        if self.pixels is not None and isinstance(batch, Tensor) and not _folds(run):
+            batch = _normalised(batch, statistics(self.pixels, batch.device))
         return run(batch)
 
     def fixed(self) -> Run | None:
         """The run for the weights of this moment, which reads no value on the host and so can be
         captured in a CUDA graph; None: the tower runs as it is.
         """
-        run = self._run()
-        if run is self.tower:
+        run, lowered = self._current()
+        if not lowered:
             return None
-        if self.pixels is None or (isinstance(run, FastVision) and run.folds):
+        if self.pixels is None or _folds(run):
             return run
-        mean, std = statistics(self.pixels, next(self.tower.parameters()).device)
+        known = statistics(self.pixels, next(self.tower.parameters()).device)
+        return lambda batch: run(_normalised(batch, known))
 
-        def whole(batch: Tensor) -> Tensor:
-            return run((batch.float() / 255 - mean) / std if batch.dtype == torch.uint8 else batch)
-
-        return whole
-
-    def _run(self) -> Run:
+    def _current(self) -> tuple[Run, bool]:
+        """The run, and whether it is another than the tower."""
         with self._lock:
             if self._packed is None or not self._packed[0].hold():
                 now = Versions(self.tower)
                 with torch.no_grad():
                     self._packed = (now, self._pack() if _is_plain(self.tower) else self.tower)
-            return self._packed[1]
+            run = self._packed[1]
+            return run, run is not self.tower
 
     def _pack(self) -> Run:
         tower = self.tower

@@ -15,6 +15,7 @@
 """
 
 import functools
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.config import TextConfig
-from diptych.engine.lower_parts import FUSED, Dense, Layout, attend_rows
-from diptych.engine.lower_transformer import Tower
+from diptych.engine.lower_parts import FUSED, Dense, Layout
+from diptych.engine.lower_transformer import FastAttention, Tower
 from diptych.model.transformer import MLP, Attention, Block
 from diptych.towers.bert import BertBlock
 
@@ -150,23 +151,10 @@ class _Norm:
         return y.clamp_(0, 255).to(torch.uint8)
 
 
-class _Attention:
-    def __init__(self, attn: Attention, steps: Steps, *, pooled: bool):
-        self.heads, self.causal, self.is_pooled = attn.heads, attn.causal, pooled
-        if pooled:
-            self.q = Int8Dense(attn.q_proj, steps=steps)
-            self.kv = Int8Dense(attn.k_proj, attn.v_proj, steps=steps)
-        else:
-            self.qkv = Int8Dense(attn.q_proj, attn.k_proj, attn.v_proj, steps=steps)
-        self.out = Dense(attn.out_proj, dtype=torch.bfloat16)
-
-    def __call__(self, y: Tensor, layout: Layout) -> Tensor:
-        if self.is_pooled:
-            (q,), (k, v) = self.q(layout.pooled(y)), self.kv(y)
-        else:
-            q, k, v = self.qkv(y)
-        how = {"causal": self.causal, "pooled": self.is_pooled}
-        return self.out(attend_rows(q, k, v, self.heads, layout, **how))[0]
+def _attention(attn: Attention, steps: Steps, *, pooled: bool) -> FastAttention:
+    """q, k and v in int8; the projection in bf16."""
+    layers, out = partial(Int8Dense, steps=steps), partial(Dense, dtype=torch.bfloat16)
+    return FastAttention(attn, layers, out, pooled=pooled)
 
 
 class _MLP:
@@ -202,7 +190,7 @@ class _PreNorm:
         steps = _attn_steps(block.attn, reach.attn)
         self.ln_1, self.attn = (
             _Norm(block.ln_1, steps),
-            _Attention(block.attn, steps, pooled=pooled),
+            _attention(block.attn, steps, pooled=pooled),
         )
         steps = Steps.of_channels(reach.mlp, block.mlp.c_fc.weight.detach())
         self.ln_2, self.mlp = (
@@ -222,7 +210,7 @@ class _PostNorm:
     def __init__(self, block: BertBlock, act: str, reach: Reach, *, pooled: bool, whole: bool):
         self.block, self.is_pooled = block, pooled
         self.attn_steps = _attn_steps(block.attn, reach.attn)
-        self.attn = _Attention(block.attn, self.attn_steps, pooled=pooled)
+        self.attn = _attention(block.attn, self.attn_steps, pooled=pooled)
         self.mlp_steps = Steps.of_channels(reach.mlp, block.mlp.c_fc.weight.detach())
         self.mlp = _MLP(block.mlp, act, self.mlp_steps, reach.top, whole=whole)
 

@@ -21,7 +21,7 @@ from diptych.model.transformer import Attention, AttentionPool, Block, Hidden
 from diptych.model.vision import VisionTransformer, resize_positions
 from diptych.towers.bert import BertBlock, BertEncoder
 
-__all__ = ["FastBert", "FastText", "FastVision", "Tower", "blocks_of"]
+__all__ = ["FastAttention", "FastBert", "FastText", "FastVision", "Tower", "blocks_of"]
 
 Tower: TypeAlias = VisionTransformer | TextTransformer | BertEncoder
 Blocks: TypeAlias = list[Callable[[Tensor, Layout], Tensor]]  # each: rows [t d] -> rows
@@ -29,16 +29,16 @@ Blocks: TypeAlias = list[Callable[[Tensor, Layout], Tensor]]  # each: rows [t d]
 _ROWS_AT_ONCE = 3200  # of image tokens on a CPU: more would only take memory
 
 
-class _Attention:
-    """q, k, v as one product, attention within each sequence, and the projection."""
+class FastAttention:
+    """q, k, v as one product of `layers`, attention within each sequence, and `out`, the last."""
 
-    def __init__(self, attn: Attention, layers: Layers, *, pooled: bool):
+    def __init__(self, attn: Attention, layers: Layers, out: Layers, *, pooled: bool):
         self.heads, self.causal, self.is_pooled = attn.heads, attn.causal, pooled
         if pooled:
             self.q, self.kv = layers(attn.q_proj), layers(attn.k_proj, attn.v_proj)
         else:
             self.qkv = layers(attn.q_proj, attn.k_proj, attn.v_proj)
-        self.out = layers(attn.out_proj)
+        self.out = out(attn.out_proj)
 
     def __call__(self, y: Tensor, layout: Layout) -> Tensor:
         if self.is_pooled:
@@ -54,7 +54,7 @@ class _Block:
 
     def __init__(self, block: Block, act: str, dtype: torch.dtype, layers: Layers, *, pooled: bool):
         self.block, self.dtype, self.is_pooled = block, dtype, pooled
-        self.attn = _Attention(block.attn, layers, pooled=pooled)
+        self.attn = FastAttention(block.attn, layers, layers, pooled=pooled)
         self.fc, self.proj = pack_mlp(block.mlp, act, layers)
 
     def __call__(self, x: Tensor, layout: Layout) -> Tensor:
@@ -69,7 +69,7 @@ class _PostNorm:
 
     def __init__(self, block: BertBlock, act: str, dtype: torch.dtype, layers: Layers, *, pooled):
         self.block, self.dtype, self.is_pooled = block, dtype, pooled
-        self.attn = _Attention(block.attn, layers, pooled=pooled)
+        self.attn = FastAttention(block.attn, layers, layers, pooled=pooled)
         self.fc, self.proj = pack_mlp(block.mlp, act, layers)
 
     def __call__(self, x: Tensor, layout: Layout) -> Tensor:

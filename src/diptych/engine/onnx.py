@@ -33,11 +33,11 @@ from diptych.engine.graph import (
     SUFFIXES,
     Side,
     check_packages,
-    longest,
     open_onnx,
     sides,
     write_graph,
 )
+from diptych.engine.lengths import cut
 from diptych.engine.lower import Lowered
 from diptych.engine.versions import Versions
 from diptych.errors import ConfigError
@@ -115,7 +115,7 @@ class OnnxTower:
         if batch.dtype == torch.uint8:
             batch = normalise_batch(batch, self.made_of[1])
         if self.side.shorter:
-            batch = batch[:, : longest(self.side.tower, batch)]
+            batch = cut(self.side.tower, batch)
         batch = batch.contiguous()
         run = self._opened(batch[:1])
         return self._otherwise(batch) if run is None else run(batch)

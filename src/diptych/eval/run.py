@@ -190,7 +190,7 @@ def _model(encoder: Encoder) -> dict[str, Any]:
 def _check_owner(out: Path, encoder: Encoder) -> None:
     for path in sorted(out.glob("sets/*/result.json")):
         with contextlib.suppress(DataError):
-            other = {"pixels": "exact"} | _read_json(path)["model"]  # not told before 0.2
+            other = {"pixels": "exact"} | _read_json(path)["model"]  # older ones do not tell
             if other != _model(encoder):
                 raise ConfigError(
                     f"{out}: holds an evaluation of {other['name']} ({other['precision']}, mode "

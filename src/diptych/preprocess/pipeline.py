@@ -283,7 +283,13 @@ def normalise_batch(
     On the device of the images, one or many. Hugging Face multiplies by 1/255 in float64 and
     rounds: the same 256 numbers (a test checks).
     """
-    mean, std = statistics(config, pixels.device)
+    return normalise_by(pixels, *statistics(config, pixels.device))
+
+
+def normalise_by(
+    pixels: UInt8[Tensor, "*n 3 H W"], mean: Tensor, std: Tensor
+) -> Float[Tensor, "*n 3 H W"]:
+    """`normalise_batch` with `statistics` that are on the device already."""
     return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
