@@ -24,6 +24,8 @@ from diptych.towers.bert import BertBlock, BertEncoder
 __all__ = ["FastAttention", "FastBert", "FastText", "FastVision", "Tower", "blocks_of"]
 
 Tower: TypeAlias = VisionTransformer | TextTransformer | BertEncoder
+# linear layers -> what gives the outputs of each: `Dense`, or int8
+Products: TypeAlias = Callable[..., Callable[[Tensor], tuple[Tensor, ...]]]
 Blocks: TypeAlias = list[Callable[[Tensor, Layout], Tensor]]  # each: rows [t d] -> rows
 
 _ROWS_AT_ONCE = 3200  # of image tokens on a CPU: more would only take memory
@@ -32,7 +34,7 @@ _ROWS_AT_ONCE = 3200  # of image tokens on a CPU: more would only take memory
 class FastAttention:
     """q, k, v as one product of `layers`, attention within each sequence, and `out`, the last."""
 
-    def __init__(self, attn: Attention, layers: Layers, out: Layers, *, pooled: bool):
+    def __init__(self, attn: Attention, layers: Products, out: Products, *, pooled: bool):
         self.heads, self.causal, self.is_pooled = attn.heads, attn.causal, pooled
         if pooled:
             self.q, self.kv = layers(attn.q_proj), layers(attn.k_proj, attn.v_proj)
