@@ -106,6 +106,19 @@ def test_bf16_is_close_to_the_tower(name):
     assert F.cosine_similarity(fast.double(), tower(x).double()).min() >= 0.9998
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["openai", "causal", "bert", "resnet"])
+@torch.no_grad()
+def test_a_cpu_without_such_products_rounds_and_multiplies_in_fp32(name, dtype, monkeypatch):
+    for has in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, has, lambda: False)
+    tower = noisy(TOWERS[name])
+    reference, got = tower(batch(TOWERS[name])), lowered(tower, dtype)(batch(TOWERS[name]))
+    assert F.cosine_similarity(got, reference).min() > 0.999
+    rounded = (got - reference).abs().max() > 1e-4
+    assert rounded == (name != "resnet")  # its convolutions stay in fp32 whole
+
+
 @torch.no_grad()
 def test_another_resolution_takes_resized_positions():
     tower, x = noisy(VIT), torch.randn(2, 3, 48, 64)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.engine.lower_parts import Dense, attend
+from diptych.engine.lower_parts import Dense, attend, product_dtype
 from diptych.model.transformer import Hidden
 from diptych.towers.efficientnet import ConvNorm, EfficientNet, MBConv, SqueezeExcite
 from diptych.towers.resnet import Bottleneck, ModifiedResNet
@@ -31,7 +31,8 @@ class FastResNet:
     """Convolutions in `dtype`; the shortcut is carried in fp32."""
 
     def __init__(self, tower: ModifiedResNet, dtype: torch.dtype):
-        self.tower, self.dtype = tower, dtype
+        self.tower = tower
+        self.dtype = dtype = product_dtype(dtype, tower.attn_pool.attn.q_proj.weight.device)
         with torch.no_grad():
             self.stem = [_Conv(*pair, dtype) for pair in tower.stem_pairs()]
             bottlenecks = [b for b in tower.modules() if isinstance(b, Bottleneck)]  # in order
