@@ -92,7 +92,9 @@ def duplicates(
     for first, *rest in groups:
         if not rest and len(pictures[first].paths) == 1:
             continue
-        cosines = vectors[rest].astype(np.float64) @ vectors[first].astype(np.float64)
+        unit = vectors[[first, *rest]].astype(np.float64)  # of length 1 only up to float16
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        cosines = unit[1:] @ unit[0]
         for i, value in zip(rest, cosines.tolist(), strict=True):
             pictures[i].cosine = value
             pictures[i].bits = int(hamming(hashes[[i]], hashes[[first]])[0])
