@@ -12,6 +12,7 @@ import sharded  # noqa: E402
 import worlds  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["compile", "export"])
 def test_the_model_is_one_graph(what):
     run(HERE / "compiled.py", what)

@@ -85,8 +85,8 @@ def world(own_cache, tmp_path, monkeypatch):
 
 
 def _marked(page: Path):
-    """Exporting graphs and starting processes takes a minute."""
-    slow = page.stem in ("export", "keep-a-model-warm")
+    """These take half a minute and more."""
+    slow = page.stem in ("evaluate-a-model", "export", "find-defects", "keep-a-model-warm")
     return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if slow else [])
 
 

@@ -37,7 +37,7 @@ def test_padding_reaches_no_vector(ids, pool):
     whole = tower(ids)
     for row, vector in zip(ids, whole, strict=True):
         alone = tower(row[row != 0][None])[0]
-        assert torch.allclose(alone, vector, atol=2e-6)
+        assert (alone - vector).norm() < 2e-6 * vector.norm()  # a longer product adds up otherwise
 
 
 def test_without_a_padding_id_every_token_counts(ids):
