@@ -61,6 +61,7 @@ def _findings() -> dict[str, dict[str, Any]]:
     from diptych.engine.device import has_fast_bf16, pick_device
     from diptych.engine.probe import bf16_gain
     from diptych.engine.stream import num_threads
+    from diptych.processors import num_processors
     from diptych.search.records import collection_folder
 
     device = pick_device("auto")
@@ -79,6 +80,7 @@ def _findings() -> dict[str, dict[str, Any]]:
             "gpu": torch.cuda.get_device_name() if device.type == "cuda" else "none",
             "bf16 in the CPU": f"{bf16_gain():.1f} times as fast as fp32, measured",
             "precision auto": auto,
+            "processors": f"{num_processors()} of {os.cpu_count()} may be used",
             "model threads": torch.get_num_threads(),
             "decoding threads": num_threads(),
         },

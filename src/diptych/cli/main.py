@@ -7,6 +7,7 @@ import sys
 import click
 
 from diptych.errors import DiptychError, nearest
+from diptych.processors import obey_quota
 
 # verb: (where it lives, its line in the list of verbs)
 VERBS = {
@@ -89,6 +90,7 @@ def main() -> None:
     # Read by OpenMP when torch is imported. Threads that spin while they wait take the cores from
     # those that decode images, and from other programs: 11 s instead of 1 beside a busy one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    obey_quota()
     try:
         cli(prog_name="diptych")
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does

@@ -10,7 +10,6 @@
 import importlib.util
 import multiprocessing
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -25,6 +24,7 @@ import torch
 from PIL import Image as PILImage
 
 from diptych.errors import ConfigError, ImageError
+from diptych.processors import num_processors
 
 __all__ = [
     "HEIF_SUFFIXES",
@@ -79,14 +79,14 @@ class Decoded(NamedTuple):
 
 
 def num_threads() -> int:
-    """Decoding threads: `DIPTYCH_THREADS`, else the processors this process may use.
+    """Decoding threads: `DIPTYCH_THREADS`, else `num_processors`.
 
     Raises:
         ConfigError: the variable is not a positive whole number.
     """
     text = os.environ.get("DIPTYCH_THREADS")
     if text is None:
-        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return num_processors()
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"DIPTYCH_THREADS must be a positive whole number, got {text!r}")
     return int(text)

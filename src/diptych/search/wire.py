@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import ConfigError
+from diptych.processors import num_processors
 
 __all__ = [
     "LONGEST",
@@ -151,8 +152,7 @@ def _sources(folder: str) -> Iterator[os.stat_result]:
 
 def identity() -> dict[str, Any]:
     """Equal for two processes only if they answer alike."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return {"code": code_stamp(), "settings": settings(), "cores": cores}
+    return {"code": code_stamp(), "settings": settings(), "cores": num_processors()}
 
 
 def connect(folder: Path, *, seconds: float) -> socket.socket:

@@ -20,6 +20,7 @@ from diptych.engine import Encoder
 from diptych.errors import ConfigError
 from diptych.preprocess.augment import Augment
 from diptych.preprocess.batch import collate
+from diptych.processors import num_processors
 from diptych.tokenizer import build as build_tokenizer
 from diptych.train.accumulate import Piece
 from diptych.train.config import Stage, TrainConfig
@@ -132,7 +133,7 @@ class Feed:
         if self.world.device.type == "cpu":
             return 0
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return min(8, max(1, (os.cpu_count() or 1) // ranks_here - 1))
+        return min(8, max(1, num_processors() // ranks_here - 1))
 
     def epoch(self, position: Position) -> float:
         """How often the data has been gone through."""
