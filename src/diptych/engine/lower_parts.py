@@ -69,9 +69,10 @@ class Dense:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """The outputs of each linear layer, in order."""
         if self.weight is None:
-            if self.act is None:
-                return tuple(F.linear(x, weight, bias) for weight, bias in self.layers)
-            return tuple(_activated(F.linear(x, w), bias, self.act) for w, bias in self.layers)
+            if self.act and x.device.type == "cpu" and not torch.is_grad_enabled():
+                return tuple(_activated(F.linear(x, w), bias, self.act) for w, bias in self.layers)
+            out = tuple(F.linear(x, weight, bias) for weight, bias in self.layers)
+            return tuple(map(ACTIVATIONS[self.act], out)) if self.act else out
         if self.packed:
             attr, algorithm = FUSED[self.act] if self.act else ("none", "")
             y = torch.ops.mkldnn._linear_pointwise(
@@ -85,10 +86,10 @@ class Dense:
 
 
 def _activated(y: Tensor, bias: Tensor | None, act: str) -> Tensor:
-    """The activation of y + bias, in place and on a CPU a few rows at a time: more leave the cache,
-    and another buffer of this size is fresh memory, which took four times as long as the numbers.
+    """The activation of y + bias, in place and a few rows at a time: more leave the cache, and
+    another buffer of this size is fresh memory, which took four times as long as the numbers.
     """
-    for rows in y.split(_ROWS_IN_CACHE if y.device.type == "cpu" else max(1, len(y))):
+    for rows in y.split(_ROWS_IN_CACHE):
         if bias is not None:
             rows.add_(bias)
         if act == "quick_gelu":
