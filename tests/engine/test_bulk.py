@@ -480,6 +480,7 @@ class Crew:
         victim = rng.choice(self.children)
         if victim.is_alive():
             victim.kill()
+            victim.join()  # it lives on for a moment, and `end` would find it killed
             self.kills += 1
         for child in [child for child in self.children if not child.is_alive()]:
             child.join()

@@ -82,7 +82,9 @@ def test_the_search_of_the_paper_by_scikit_learn(digits):
         peer = theirs(10**-tried.log10_lambda, train, 1e-8, 20000)
         accuracy = peer.score(validation.features.numpy(), validation.labels.numpy())
         difference = abs(accuracy - tried.accuracy)
-        record(SECTION, "validation accuracy of a sweep", difference, 0, PEER)
+        # one picture of 360 lies so near a boundary that the processor decides
+        bound = 1.001 / len(validation.labels)
+        record(SECTION, "validation accuracy of a sweep", difference, bound, PEER)
     assert Probe(found.C).fit(*train).score(*test) > 0.93
 
 
