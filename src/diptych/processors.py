@@ -15,7 +15,7 @@ MOUNTED = Path("/sys/fs/cgroup")
 
 def num_processors() -> int:
     """Processors that this process may use: a quota (`docker run --cpus 1.5`) is rounded up."""
-    return min([_affinity(), *(max(1, math.ceil(quota)) for quota in _quotas())])
+    return min([_affinity(), *map(math.ceil, _quotas())])
 
 
 def obey_quota() -> None:

@@ -75,16 +75,14 @@ def test_the_default_goes_at_least_as_far(digits, C):
 def test_the_search_of_the_paper_by_scikit_learn(digits):
     """The same search over fits of scikit-learn, as far converged."""
     train, validation, test = digits
-    found = sweep(train, validation)
+    found = sweep(train, validation, max_iter=20000, tol=1e-9)
     for tried in found.tried:
         if tried.log10_lambda < -2:  # separable: where it ends is a matter of patience
             continue
         peer = theirs(10**-tried.log10_lambda, train, 1e-8, 20000)
         accuracy = peer.score(validation.features.numpy(), validation.labels.numpy())
         difference = abs(accuracy - tried.accuracy)
-        # one picture of 360 lies so near a boundary that the processor decides
-        bound = 1.001 / len(validation.labels)
-        record(SECTION, "validation accuracy of a sweep", difference, bound, PEER)
+        record(SECTION, "validation accuracy of a sweep", difference, 0, PEER)
     assert Probe(found.C).fit(*train).score(*test) > 0.93
 
 

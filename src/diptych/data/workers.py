@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from diptych.data.index import Index, Unreadable
 from diptych.data.order import Order, Position, Ref, hashed
 from diptych.data.shards import Drop
 from diptych.errors import DataError, DiptychError, ImageError, TrainError
+from diptych.processors import num_processors
 
 __all__ = ["Chunk", "Files", "Maker", "Task", "are_alike", "in_processes", "in_threads"]
 
@@ -141,7 +141,7 @@ class Maker(Dataset):
 
 def in_threads(maker: Maker, tasks: Iterator[Task], n: int) -> Generator[Chunk]:
     """Chunks in order, two batches ahead: Pillow decodes while the model runs."""
-    threads = min(os.cpu_count() or 1, 8)
+    threads = min(num_processors(), 8)
     running: deque[Future[Chunk]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="diptych-data")
     try:

@@ -92,10 +92,7 @@ def _activated(y: Tensor, bias: Tensor | None, act: str) -> Tensor:
     for rows in y.split(_ROWS_IN_CACHE):
         if bias is not None:
             rows.add_(bias)
-        if act == "quick_gelu":
-            rows.mul_((1.702 * rows).sigmoid_())
-        else:
-            rows.copy_(ACTIVATIONS[act](rows))
+        rows.copy_(ACTIVATIONS[act](rows))
     return y
 
 

@@ -7,7 +7,6 @@
 
 import contextlib
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diptych.errors import IndexFileError
+from diptych.processors import num_processors
 from diptych.zoo.atomic import atomic_write
 
 __all__ = [
@@ -127,7 +127,7 @@ def compare(path: Path, rows: np.ndarray, sums: np.ndarray, step: int, chunks: l
     if len(chunks) < _AT_ONCE:
         bad = [chunk for chunk in chunks if wrong(chunk)]
     else:
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(4, num_processors())) as pool:
             found = pool.map(wrong, chunks)
             bad = [chunk for chunk, is_wrong in zip(chunks, found, strict=True) if is_wrong]
     if bad:
